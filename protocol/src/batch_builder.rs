@@ -1,0 +1,372 @@
+//! Builds batches one record at a time, in one buffer that is reused.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::batch::BatchError;
+use crate::batch_header::{BATCH_HEADER_LEN, BATCH_VERSION, BatchFlags, BatchHeader, CRC_LEN};
+use crate::leb128::{self, Buffer};
+use crate::limits::{BATCH_RECORDS_MAX, Limits};
+use crate::position::{Sequence, StreamId};
+use crate::record::{Record, RecordError, check_value};
+
+/// Bytes to allocate at once, at least.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// A batch under construction.
+///
+/// What it finishes passes [`check_batch`](crate::check_batch) under the limits it was filled with. A finished batch
+/// leaves the builder empty and ready for the next.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    /// Room for the header, then the records. Empty while there is no record.
+    buffer: BytesMut,
+    count: u32,
+    /// Where the last record's body starts in `buffer`.
+    last_body: usize,
+    /// The limit for the content, from the limits of the last push.
+    content_bytes_max: usize,
+}
+
+impl BatchBuilder {
+    /// An empty builder; it allocates with the first record.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a record.
+    ///
+    /// # Errors
+    /// [`RecordError`] if the record is beyond a limit, or [`RecordError::BatchFull`] if the batch has no room for it;
+    /// the builder is unchanged.
+    pub fn push(&mut self, record: &Record, limits: &Limits) -> Result<(), RecordError> {
+        record.check(limits)?;
+        self.start_record(record.encoded_len(), limits)?;
+        record.encode_into(&mut self.buffer);
+        Ok(())
+    }
+
+    /// Appends a record of only a value: the same as [`push`](Self::push) of `Record::new(value)`, without making one.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    pub fn push_value(&mut self, value: &[u8], limits: &Limits) -> Result<(), RecordError> {
+        check_value(value, limits)?;
+        self.start_record(value_body_len(value), limits)?;
+        self.buffer.put_u8(0);
+        self.buffer.put_slice(value);
+        Ok(())
+    }
+
+    /// Counts a record in and writes its length; the caller writes the body.
+    #[inline]
+    fn start_record(&mut self, body_len: usize, limits: &Limits) -> Result<(), RecordError> {
+        let entry_len = entry_len(body_len);
+        let content_len = self.content_len();
+        let content_bytes_max = limits.content_bytes_max(self.count + 1);
+        if self.count >= limits.batch_records_bound() || content_len + entry_len > content_bytes_max {
+            return Err(RecordError::BatchFull { count: self.count, content_len });
+        }
+        if self.count == 0 {
+            self.reserve(BATCH_HEADER_LEN + entry_len);
+            self.buffer.put_bytes(0, BATCH_HEADER_LEN);
+        } else {
+            self.reserve(entry_len);
+        }
+        leb128::put(&mut Buffer(&mut self.buffer), body_len as u64);
+        self.last_body = self.buffer.len();
+        self.count += 1;
+        self.content_bytes_max = content_bytes_max;
+        Ok(())
+    }
+
+    /// Makes room for `bytes` more. Small batches share an allocation: a new one is made only when the last is used up.
+    #[inline]
+    fn reserve(&mut self, bytes: usize) {
+        if self.buffer.capacity() - self.buffer.len() < bytes {
+            self.buffer.reserve(bytes.max(BUFFER_BYTES));
+        }
+    }
+
+    /// Whether `record` still fits when the records' bytes may be `content_bytes_max` in all; always true if the batch
+    /// is empty. The block of sequences of a sparse batch comes on top: leave
+    /// [`SEQUENCE_DELTA_BYTES_MAX`](crate::SEQUENCE_DELTA_BYTES_MAX) for each record.
+    #[must_use]
+    pub fn fits(&self, record: &Record, content_bytes_max: usize) -> bool {
+        self.has_room(record.encoded_len(), content_bytes_max)
+    }
+
+    /// [`fits`](Self::fits) for a record of only a value.
+    #[must_use]
+    pub fn fits_value(&self, value: &[u8], content_bytes_max: usize) -> bool {
+        self.has_room(value_body_len(value), content_bytes_max)
+    }
+
+    fn has_room(&self, body_len: usize, content_bytes_max: usize) -> bool {
+        let behind = self.content_len() + entry_len(body_len);
+        self.is_empty() || (self.count < BATCH_RECORDS_MAX && behind <= content_bytes_max)
+    }
+
+    /// Records pushed since the last batch.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Bytes of the records pushed since the last batch, lengths included.
+    #[must_use]
+    pub fn content_len(&self) -> usize {
+        self.buffer.len().saturating_sub(BATCH_HEADER_LEN)
+    }
+
+    /// Whether nothing was pushed since the last batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The batch of a named producer whose records have consecutive sequences from `first` on.
+    ///
+    /// # Panics
+    /// If nothing was pushed, `first` is 0, or the last sequence would pass [`Sequence::MAX`].
+    pub fn finish_dense(&mut self, stream: StreamId, first: Sequence) -> Bytes {
+        assert!(first > Sequence::NONE, "sequences start at 1");
+        let last = first.checked_add(u64::from(self.count).saturating_sub(1));
+        let last = last.filter(|last| *last <= Sequence::MAX).expect("the sequences of a batch end at 2^63 - 1");
+        let previous = Sequence::new(first.get() - 1);
+        self.finish(BatchFlags::DENSE, stream, [first, last, previous])
+    }
+
+    /// The batch of a producer without a name.
+    ///
+    /// # Panics
+    /// If nothing was pushed.
+    pub fn finish_anonymous(&mut self, stream: StreamId) -> Bytes {
+        self.finish(BatchFlags::ANONYMOUS, stream, [Sequence::NONE; 3])
+    }
+
+    /// The batch of a named producer that numbers its records itself: one of `sequences` for each record, rising, all
+    /// above `previous`, which is what the producer sent before.
+    ///
+    /// # Errors
+    /// [`BatchError`] if the sequences are not such, or the batch would be too large with them; the builder is
+    /// unchanged.
+    pub fn finish_sparse(
+        &mut self,
+        stream: StreamId,
+        previous: Sequence,
+        sequences: &[Sequence],
+    ) -> Result<Bytes, BatchError> {
+        if self.is_empty() {
+            return Err(BatchError::NoRecords);
+        }
+        let count = self.count;
+        if sequences.len() as u64 != u64::from(count) {
+            return Err(BatchError::SequenceCount { count, sequences: sequences.len() });
+        }
+        let (Some(&first), Some(&last)) = (sequences.first(), sequences.last()) else {
+            return Err(BatchError::NoRecords);
+        };
+        let mut before = previous;
+        let mut block_len = 0;
+        for (index, &sequence) in (0u32..).zip(sequences) {
+            if sequence <= before || sequence > Sequence::MAX {
+                return Err(BatchError::SequenceOrder { index });
+            }
+            block_len += leb128::encoded_len(sequence.get() - before.get());
+            before = sequence;
+        }
+        let content_len = block_len + self.content_len();
+        if content_len > self.content_bytes_max {
+            return Err(BatchError::ContentTooLarge { count, bytes: content_len, max: self.content_bytes_max });
+        }
+        self.insert_sequences(previous, sequences, block_len);
+        Ok(self.finish(BatchFlags::SPARSE, stream, [first, last, previous]))
+    }
+
+    /// Puts the block of sequences before the records, which are copied once for it.
+    fn insert_sequences(&mut self, previous: Sequence, sequences: &[Sequence], block_len: usize) {
+        let records = self.buffer.split();
+        self.buffer.reserve(records.len() + block_len);
+        self.buffer.put_bytes(0, BATCH_HEADER_LEN);
+        let mut before = previous;
+        for &sequence in sequences {
+            leb128::put(&mut Buffer(&mut self.buffer), sequence.get() - before.get());
+            before = sequence;
+        }
+        self.buffer.put_slice(records.get(BATCH_HEADER_LEN..).unwrap_or_default());
+        self.last_body += block_len;
+    }
+
+    /// Fills in the header and hands the batch out.
+    fn finish(&mut self, flags: BatchFlags, stream: StreamId, [first, last, previous]: [Sequence; 3]) -> Bytes {
+        assert!(!self.is_empty(), "a batch has at least one record");
+        let content_len = u32::try_from(self.content_len()).expect("the limits keep a batch far below 4 GiB");
+        let mut batch = self.buffer.split();
+        let (before, last_body) = batch.split_at(self.last_body);
+        let (_, before) = before.split_at(BATCH_HEADER_LEN);
+        let mut header = BatchHeader {
+            content_crc: 0,
+            version: BATCH_VERSION,
+            codec: 0,
+            flags,
+            count: self.count,
+            content_len,
+            stream,
+            first,
+            last,
+            previous,
+            last_record_crc: 0,
+        };
+        // The header holds the last record's checksum and is itself below the content's: hash the content in two parts
+        // and join the three results, so that no byte is hashed twice.
+        let mut content = crc32fast::Hasher::new();
+        content.update(before);
+        let mut last_record = crc32fast::Hasher::new();
+        last_record.update(last_body);
+        content.combine(&last_record);
+        header.last_record_crc = last_record.finalize();
+        let mut whole = crc32fast::Hasher::new();
+        whole.update(header.encode().split_at(CRC_LEN).1);
+        whole.combine(&content);
+        header.content_crc = whole.finalize();
+        batch.split_at_mut(BATCH_HEADER_LEN).0.copy_from_slice(&header.encode());
+        self.count = 0;
+        self.last_body = 0;
+        batch.freeze()
+    }
+}
+
+fn value_body_len(value: &[u8]) -> usize {
+    1 + value.len()
+}
+
+/// Bytes of a record in the content: its length and its body.
+fn entry_len(body_len: usize) -> usize {
+    leb128::encoded_len(body_len as u64) + body_len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::check_batch;
+    use crate::limits::BATCH_CONTENT_BYTES_MAX;
+
+    const STREAM: StreamId = StreamId::new(3);
+
+    fn with(values: &[&[u8]]) -> BatchBuilder {
+        let mut builder = BatchBuilder::new();
+        for value in values {
+            builder.push_value(value, &Limits::default()).unwrap();
+        }
+        builder
+    }
+
+    #[test]
+    fn a_pushed_value_is_the_record_with_only_that_value() {
+        let mut builder = BatchBuilder::new();
+        builder.push(&Record::new("value"), &Limits::default()).unwrap();
+        assert_eq!(builder.finish_anonymous(STREAM), with(&[b"value"]).finish_anonymous(STREAM));
+    }
+
+    #[test]
+    fn a_finished_batch_leaves_the_builder_as_new() {
+        let mut builder = with(&[b"a", b"b"]);
+        let before = builder.finish_dense(STREAM, Sequence::new(1));
+        assert!(builder.is_empty() && builder.content_len() == 0 && builder.count() == 0);
+        builder.push_value(b"c", &Limits::default()).unwrap();
+        let behind = builder.finish_dense(STREAM, Sequence::new(3));
+        assert_eq!(behind, with(&[b"c"]).finish_dense(STREAM, Sequence::new(3)));
+        assert_eq!(before, with(&[b"a", b"b"]).finish_dense(STREAM, Sequence::new(1)));
+    }
+
+    #[test]
+    fn small_batches_share_an_allocation() {
+        let mut builder = with(&[b"a"]);
+        let first = builder.finish_anonymous(STREAM);
+        builder.push_value(b"b", &Limits::default()).unwrap();
+        let second = builder.finish_anonymous(STREAM);
+        assert_eq!(first.as_ptr_range().end, second.as_ptr());
+    }
+
+    #[test]
+    fn a_record_beyond_a_limit_leaves_the_builder_unchanged() {
+        let limits = Limits { record_bytes_max: 4, ..Limits::default() };
+        let mut builder = with(&[b"a"]);
+        assert_eq!(builder.push_value(b"12345", &limits), Err(RecordError::TooLarge { bytes: 5, max: 4 }));
+        let refused = builder.push(&Record::new("12345"), &limits);
+        assert_eq!(refused, Err(RecordError::TooLarge { bytes: 5, max: 4 }));
+        assert_eq!(builder.finish_anonymous(STREAM), with(&[b"a"]).finish_anonymous(STREAM));
+    }
+
+    #[test]
+    fn the_largest_record_fits_a_batch_of_its_own_and_nothing_fits_beside_it() {
+        let limits = Limits::default();
+        let value = vec![7; limits.record_bytes_max as usize];
+        let mut builder = BatchBuilder::new();
+        assert!(builder.fits_value(&value, 10));
+        builder.push_value(&value, &limits).unwrap();
+        assert!(!builder.fits(&Record::new(""), BATCH_CONTENT_BYTES_MAX as usize));
+        assert!(matches!(builder.push_value(b"", &limits), Err(RecordError::BatchFull { count: 1, .. })));
+        let batch = builder.finish_sparse(STREAM, Sequence::NONE, &[Sequence::MAX]).unwrap();
+        assert_eq!(check_batch(&batch, &limits).unwrap().last, Sequence::MAX);
+        assert!(batch.len() + 32 + 8 <= limits.frame_bytes_max());
+    }
+
+    #[test]
+    fn a_full_batch_of_many_records_passes_the_brokers_check() {
+        let limits = Limits { batch_content_bytes_max: 1000, ..Limits::default() };
+        let mut builder = BatchBuilder::new();
+        let record = Record::new("0123456789");
+        while builder.fits(&record, 1000) {
+            builder.push(&record, &limits).unwrap();
+        }
+        assert!(matches!(builder.push(&record, &limits), Err(RecordError::BatchFull { count: 83, content_len: 996 })));
+        assert!(check_batch(&builder.finish_anonymous(STREAM), &limits).is_ok());
+    }
+
+    #[test]
+    fn the_number_of_records_is_limited_however_small_they_are() {
+        let limits = Limits::default();
+        let mut builder = BatchBuilder::new();
+        while builder.fits_value(b"", usize::MAX) {
+            builder.push_value(b"", &limits).unwrap();
+        }
+        assert_eq!(builder.count(), BATCH_RECORDS_MAX);
+        assert!(matches!(builder.push_value(b"", &limits), Err(RecordError::BatchFull { .. })));
+        assert!(check_batch(&builder.finish_anonymous(STREAM), &limits).is_ok());
+    }
+
+    #[test]
+    fn sequences_that_do_not_rise_are_refused_and_the_records_stay() {
+        let mut builder = with(&[b"a", b"b"]);
+        let mut finish = |previous: u64, chosen: &[u64]| -> Result<Bytes, BatchError> {
+            let chosen: Vec<_> = chosen.iter().copied().map(Sequence::new).collect();
+            builder.finish_sparse(STREAM, Sequence::new(previous), &chosen)
+        };
+        assert_eq!(finish(0, &[1]), Err(BatchError::SequenceCount { count: 2, sequences: 1 }));
+        assert_eq!(finish(5, &[5, 6]), Err(BatchError::SequenceOrder { index: 0 }));
+        assert_eq!(finish(5, &[7, 7]), Err(BatchError::SequenceOrder { index: 1 }));
+        assert_eq!(finish(5, &[7, 1 << 63]), Err(BatchError::SequenceOrder { index: 1 }));
+        assert!(check_batch(&finish(5, &[7, (1 << 63) - 1]).unwrap(), &Limits::default()).is_ok());
+        assert_eq!(finish(5, &[]), Err(BatchError::NoRecords));
+    }
+
+    #[test]
+    fn a_block_of_sequences_that_does_not_fit_is_told_and_the_records_stay() {
+        let limits = Limits { batch_content_bytes_max: 8, ..Limits::default() };
+        let mut builder = BatchBuilder::new();
+        builder.push_value(b"a", &limits).unwrap();
+        builder.push_value(b"b", &limits).unwrap();
+        let refused = builder.finish_sparse(STREAM, Sequence::NONE, &[Sequence::new(1), Sequence::new(129)]);
+        assert_eq!(refused, Err(BatchError::ContentTooLarge { count: 2, bytes: 9, max: 8 }));
+        let finished = builder.finish_sparse(STREAM, Sequence::NONE, &[Sequence::new(1), Sequence::new(128)]);
+        assert!(check_batch(&finished.unwrap(), &limits).is_ok());
+    }
+
+    #[test]
+    #[should_panic(expected = "at least one record")]
+    fn an_empty_batch_is_a_bug_of_the_caller() {
+        let _ = BatchBuilder::new().finish_anonymous(STREAM);
+    }
+}
