@@ -1,0 +1,502 @@
+//! The client: one broker, reached again by itself when the connection is lost.
+
+use std::fmt;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tidelog_protocol::{
+    Connector, Hello, LIST_ITEMS_MAX, PROTOCOL_VERSION, ProducerDescription, ProducerId, ProducerName, Request,
+    Response, Sequence, StatusDescription, StreamDescription, StreamName, StreamSettings, Welcome,
+};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::address::Address;
+use crate::consumer::ReaderBuilder;
+use crate::error::Error;
+use crate::link::Link;
+use crate::producer::ProducerBuilder;
+use crate::quic::QuicConnector;
+use crate::retry::{Backoff, jitter};
+use crate::target::StreamTarget;
+use crate::trust::{Trust, TrustEnvironment};
+
+/// So long without progress a call goes on trying unless configured otherwise.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// A broker that has taken the connection answers the hello within this, or another try is made.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a [`Client`] reaches its broker.
+#[derive(Clone)]
+pub struct ClientConfig {
+    connector: Arc<dyn Connector>,
+    token: Option<String>,
+    name: String,
+    timeout: Duration,
+}
+
+impl ClientConfig {
+    /// Over connections that `connector` makes.
+    pub fn new(connector: Arc<dyn Connector>) -> Self {
+        Self {
+            connector,
+            token: None,
+            name: concat!("tidelog-client/", env!("CARGO_PKG_VERSION")).into(),
+            timeout: TIMEOUT_DEFAULT,
+        }
+    }
+
+    /// Over QUIC, with trust that is already known.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tls`] if the file of authorities is no use.
+    pub fn quic(address: &Address, trust: &Trust) -> Result<Self, Error> {
+        Ok(Self::new(Arc::new(QuicConnector::new(address, trust)?)))
+    }
+
+    /// Over QUIC, with trust looked for as [`Trust::find`] does in this process' environment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Trust`] if there is none, [`Error::Tls`] if the file of authorities is no use.
+    pub fn find(address: &Address, authorities: Option<&Path>) -> Result<Self, Error> {
+        Self::quic(address, &Trust::find(address, authorities, &TrustEnvironment::of_process())?)
+    }
+
+    /// The credential that is shown to the broker.
+    #[must_use]
+    pub fn with_token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// `name/version` of the program, for the broker's logs.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// So long without progress, tries to reconnect included, ends a call with [`Error::TimedOut`].
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the token.
+        formatter
+            .debug_struct("ClientConfig")
+            .field("name", &self.name)
+            .field("timeout", &self.timeout)
+            .field("has_token", &self.token.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the broker has of one producer in one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerPosition {
+    /// The last sequence stored, durable; [`Sequence::NONE`] if there is none.
+    pub last_sequence: Sequence,
+    /// Its offset, where still known.
+    pub last_offset: Option<tidelog_protocol::Offset>,
+    /// The checksum of that record's canonical bytes, as [`Record::crc`](tidelog_protocol::Record::crc) makes it.
+    pub last_record_crc: u32,
+    /// Whether the producer's sequences may jump in this stream.
+    pub sparse: bool,
+}
+
+/// A broker. Clones share one connection, which is made again by itself when it is lost.
+///
+/// Calls go on trying until nothing has moved for the configured timeout. After a reconnect the broker must have the
+/// same log as before; otherwise every call ends with [`Error::AnotherLog`].
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: ClientConfig,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    phase: Phase,
+    /// The log of the first connection.
+    log_id: Option<String>,
+    /// Tries to connect that were given up, and why the last one was.
+    failures: u64,
+    last_failure: Option<Error>,
+}
+
+enum Phase {
+    Down,
+    Connecting,
+    Up(Arc<Link>),
+    Closed,
+}
+
+impl Client {
+    /// Connects, trying again until the timeout if no broker answers yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] if none answered; trust and protocol errors at once.
+    pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
+        let state = State { phase: Phase::Down, log_id: None, failures: 0, last_failure: None };
+        let client = Self { shared: Arc::new(Shared { config, state: Mutex::new(state), changed: Notify::new() }) };
+        client.link().await?;
+        Ok(client)
+    }
+
+    /// What the broker told when it was reached, now if it is not.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    pub async fn welcome(&self) -> Result<Welcome, Error> {
+        Ok(self.link().await?.welcome().clone())
+    }
+
+    /// So long without progress ends a call.
+    pub fn timeout(&self) -> Duration {
+        self.shared.config.timeout
+    }
+
+    /// Makes a stream.
+    ///
+    /// # Errors
+    ///
+    /// `exists` if there is one of this name, unless `if_not_exists`, which gives that one. Without `if_not_exists`
+    /// this is not retried once it was sent: [`Error::Lost`] means that the stream may have been made.
+    pub async fn create_stream(
+        &self,
+        name: &StreamName,
+        settings: StreamSettings,
+        if_not_exists: bool,
+    ) -> Result<StreamDescription, Error> {
+        self.stream_request(Request::CreateStream { name: name.clone(), if_not_exists, settings }).await
+    }
+
+    /// Looks a stream up.
+    ///
+    /// # Errors
+    ///
+    /// `not_found` if there is none of this name.
+    pub async fn stream_info(&self, name: &StreamName) -> Result<StreamDescription, Error> {
+        self.stream_request(Request::StreamInfo { name: name.clone() }).await
+    }
+
+    /// All streams in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub async fn list_streams(&self) -> Result<Vec<StreamDescription>, Error> {
+        let mut all: Vec<StreamDescription> = Vec::new();
+        loop {
+            let after = all.last().map(|stream| stream.name.clone());
+            match self.request(Request::ListStreams { after: after.clone(), limit: LIST_ITEMS_MAX }).await? {
+                Response::Streams { streams, more } => {
+                    // A page that does not move on would go on for ever.
+                    let moves = streams.first().is_some_and(|first| Some(&first.name) > after.as_ref());
+                    all.extend(streams);
+                    if !(more && moves) {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(wrong_answer("list_streams", &other)),
+            }
+        }
+    }
+
+    /// Looks a producer up; `None` if the name was never opened.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub async fn find_producer(&self, name: &ProducerName) -> Result<Option<ProducerDescription>, Error> {
+        let found = self.producer_request(Request::FindProducer { name: name.clone() }).await?;
+        Ok((found.id != ProducerId::ANONYMOUS).then_some(found))
+    }
+
+    /// All named producers in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub async fn list_producers(&self) -> Result<Vec<ProducerDescription>, Error> {
+        let mut all: Vec<ProducerDescription> = Vec::new();
+        loop {
+            let after = all.last().map(|producer| producer.name.clone());
+            match self.request(Request::ListProducers { after: after.clone(), limit: LIST_ITEMS_MAX }).await? {
+                Response::Producers { producers, more } => {
+                    let moves = producers.first().is_some_and(|first| Some(&first.name) > after.as_ref());
+                    all.extend(producers);
+                    if !(more && moves) {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(wrong_answer("list_producers", &other)),
+            }
+        }
+    }
+
+    /// What is stored of a producer in a stream.
+    ///
+    /// # Errors
+    ///
+    /// `not_found` or `stream_gone` if one of the two is not there.
+    pub async fn producer_position(
+        &self,
+        producer: ProducerId,
+        stream: tidelog_protocol::StreamId,
+    ) -> Result<ProducerPosition, Error> {
+        match self.request(Request::ProducerStream { producer, stream }).await? {
+            Response::ProducerStream { last_sequence, last_offset, last_record_crc, sparse } => {
+                Ok(ProducerPosition { last_sequence, last_offset, last_record_crc, sparse })
+            }
+            other => Err(wrong_answer("producer_stream", &other)),
+        }
+    }
+
+    /// How the broker is.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub async fn status(&self) -> Result<StatusDescription, Error> {
+        match self.request(Request::BrokerStatus).await? {
+            Response::Status(status) => Ok(status),
+            other => Err(wrong_answer("broker_status", &other)),
+        }
+    }
+
+    /// A producer with a name: each of its records is stored once.
+    pub fn producer(&self, name: ProducerName) -> ProducerBuilder {
+        ProducerBuilder::new(self.clone(), Some(name))
+    }
+
+    /// A producer without a name: at least once, since nobody can tell a record that is sent again from a new one.
+    pub fn anonymous_producer(&self) -> ProducerBuilder {
+        ProducerBuilder::new(self.clone(), None)
+    }
+
+    /// A reader of one stream.
+    pub fn reader(&self, stream: impl Into<StreamTarget>) -> ReaderBuilder {
+        ReaderBuilder::new(self.clone(), stream.into())
+    }
+
+    /// Says goodbye to the broker and waits until that has left the process. Every other call on this client and what
+    /// was made from it ends with [`Error::Closed`]; close producers before, so that nothing is left unsent.
+    pub async fn close(&self) {
+        let phase = std::mem::replace(&mut self.shared.lock().phase, Phase::Closed);
+        self.shared.changed.notify_waiters();
+        if let Phase::Up(link) = phase {
+            link.close().await;
+        }
+    }
+
+    async fn stream_request(&self, request: Request) -> Result<StreamDescription, Error> {
+        let op = request.op();
+        match self.request(request).await? {
+            Response::Stream(stream) => Ok(stream),
+            other => Err(wrong_answer(op, &other)),
+        }
+    }
+
+    pub(crate) async fn producer_request(&self, request: Request) -> Result<ProducerDescription, Error> {
+        let op = request.op();
+        match self.request(request).await? {
+            Response::Producer(producer) => Ok(producer),
+            other => Err(wrong_answer(op, &other)),
+        }
+    }
+
+    /// A request on the control stream, tried again until it is answered for good.
+    pub(crate) async fn request(&self, request: Request) -> Result<Response, Error> {
+        let deadline = Instant::now() + self.timeout();
+        let mut backoff = Backoff::default();
+        let mut cause = None;
+        loop {
+            let link = self.link().await?;
+            let error = match timeout_at(deadline, link.request(request.clone())).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(self.timed_out("waiting for the broker's answer", cause)),
+            };
+            if !error.is_retryable() || !(error.is_safe_to_resend() || may_repeat(&request)) {
+                return Err(error);
+            }
+            let next = Instant::now() + backoff.next_delay(jitter());
+            if next >= deadline {
+                return Err(self.timed_out("waiting for the broker's answer", Some(error)));
+            }
+            cause = Some(error);
+            sleep_until(next).await;
+        }
+    }
+
+    pub(crate) fn timed_out(&self, doing: &'static str, cause: Option<Error>) -> Error {
+        Error::TimedOut { waited: self.timeout(), doing, cause: cause.map(Box::new) }
+    }
+
+    /// The present connection, made anew if there is none. All callers share one try.
+    pub(crate) async fn link(&self) -> Result<Arc<Link>, Error> {
+        let shared = &self.shared;
+        let failures_before = shared.lock().failures;
+        loop {
+            // Registered before the state is looked at, so that no change is missed.
+            let mut changed = pin!(shared.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut state = shared.lock();
+                match &state.phase {
+                    Phase::Closed => return Err(Error::Closed),
+                    Phase::Up(link) if !link.is_lost() => return Ok(Arc::clone(link)),
+                    Phase::Connecting => {}
+                    Phase::Up(_) | Phase::Down => {
+                        if state.failures > failures_before
+                            && let Some(error) = &state.last_failure
+                        {
+                            return Err(error.clone());
+                        }
+                        state.phase = Phase::Connecting;
+                        tokio::spawn(reconnect(Arc::downgrade(shared)));
+                    }
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Client").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding it, and every state in it is a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records how a try ended, unless the client was closed meanwhile.
+    fn conclude(&self, outcome: Result<Arc<Link>, Error>) {
+        {
+            let mut state = self.lock();
+            if matches!(state.phase, Phase::Closed) {
+                return;
+            }
+            let outcome = outcome.and_then(|link| {
+                let found = &link.welcome().log_id;
+                match &state.log_id {
+                    Some(first) if first != found => {
+                        Err(Error::AnotherLog { first: first.clone(), found: found.clone() })
+                    }
+                    _ => Ok(link),
+                }
+            });
+            match outcome {
+                Ok(link) => {
+                    state.log_id = Some(link.welcome().log_id.clone());
+                    state.phase = Phase::Up(link);
+                }
+                Err(error) => {
+                    state.failures += 1;
+                    state.last_failure = Some(error);
+                    state.phase = Phase::Down;
+                }
+            }
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+/// Tries to connect until it works, is pointless, or the timeout has passed. A task of its own, so that no caller that
+/// gives up takes the try away from the others.
+async fn reconnect(weak: Weak<Shared>) {
+    let Some(config) = weak.upgrade().map(|shared| shared.config.clone()) else { return };
+    let started = Instant::now();
+    let deadline = started + config.timeout;
+    let hello = Hello { versions: vec![PROTOCOL_VERSION], client: config.name.clone(), token: config.token.clone() };
+    let mut backoff = Backoff::default();
+    let mut cause = None;
+    let outcome = loop {
+        let next = match timeout_at(deadline, connect_once(config.connector.as_ref(), &hello)).await {
+            Ok(Ok(link)) => break Ok(link),
+            Ok(Err(error)) if !error.is_retryable() => break Err(error),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no connection to the broker yet");
+                cause = Some(error);
+                Instant::now() + backoff.next_delay(jitter())
+            }
+            Err(_) => deadline,
+        };
+        if next >= deadline {
+            let cause = cause.map(Box::new);
+            break Err(Error::TimedOut { waited: config.timeout, doing: "connecting to the broker", cause });
+        }
+        sleep_until(next).await;
+        if weak.strong_count() == 0 {
+            return;
+        }
+    };
+    if let Some(shared) = weak.upgrade() {
+        shared.conclude(outcome);
+    }
+}
+
+async fn connect_once(connector: &dyn Connector, hello: &Hello) -> Result<Arc<Link>, Error> {
+    let connection = connector.connect().await?;
+    match timeout(HELLO_TIMEOUT, Link::establish(connection, hello)).await {
+        Ok(established) => established,
+        Err(_) => Err(Error::Unreachable {
+            reason: format!("it took the connection, but did not answer within {} s", HELLO_TIMEOUT.as_secs()),
+        }),
+    }
+}
+
+/// Whether a request may be sent again when its answer was lost: then it reads, or its second time changes nothing.
+const fn may_repeat(request: &Request) -> bool {
+    match request {
+        Request::CreateStream { if_not_exists, .. } => *if_not_exists,
+        Request::ListStreams { .. }
+        | Request::StreamInfo { .. }
+        | Request::FindProducer { .. }
+        // The attempt's id makes the second one find the first.
+        | Request::OpenProducer { .. }
+        | Request::ProducerStream { .. }
+        | Request::ListProducers { .. }
+        | Request::BrokerStatus
+        | Request::AttachProducer { .. }
+        | Request::Subscribe { .. } => true,
+    }
+}
+
+pub(crate) fn wrong_answer(op: &str, response: &Response) -> Error {
+    // The kind alone: the rest may be long.
+    let kind = match response {
+        Response::Stream(_) => "stream",
+        Response::Streams { .. } => "streams",
+        Response::Producer(_) => "producer",
+        Response::Producers { .. } => "producers",
+        Response::ProducerStream { .. } => "producer_stream",
+        Response::Attached => "attached",
+        Response::Subscribed { .. } => "subscribed",
+        Response::Status(_) => "status",
+    };
+    Error::protocol(format!("it answered `{op}` with `{kind}`"))
+}
