@@ -1,0 +1,489 @@
+//! The write buffer: entries are encoded into the open group, which is closed when the writer is free for it.
+//!
+//! Touches no file. One group is committed at a time, in log order; while one is written and synced the next one fills.
+//! Every entry carries the start of its group, because all below that was durable before a byte of the group was
+//! written. When a group closes, the watermark that will prove it is encoded behind it, at the place where the next
+//! group begins.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::entry::{self, EntryHeader, EntryKind, entry_len};
+use crate::housekeeping::Spare;
+use crate::index::Index;
+use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader};
+use crate::{Entropy, Facts, ReplayTime, Sabotage, Sabotages};
+
+/// Group buffers are of this size, in bytes, unless one entry alone is larger: small enough that a slow consumer's slice
+/// pins little, large enough that a group is few writes.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of a watermark entry.
+const WATERMARK_LEN: u64 = entry_len(0, 0, 0) as u64;
+
+/// An entry to append; its position, group and checksum are the appender's business.
+#[derive(Debug, Clone, Copy)]
+pub struct NewEntry<'a> {
+    /// What it is.
+    pub kind: EntryKind,
+    /// The stream, producer or group it is about.
+    pub subject: u64,
+    /// The first offset that it adds.
+    pub base_offset: u64,
+    /// Offsets that it covers.
+    pub span: u32,
+    /// Leading records of the payload that are not part of the stream.
+    pub skip: u32,
+    /// Opaque to storage.
+    pub owner: [u8; 16],
+    /// What it says about the state.
+    pub facts: &'a Facts,
+    /// Empty, or at least four bytes of which the first four are the checksum over the rest.
+    pub payload: &'a [u8],
+    /// Leading payload bytes that stand twice; a multiple of eight, at most 64.
+    pub head_len: u16,
+}
+
+impl<'a> NewEntry<'a> {
+    /// An entry that holds facts alone.
+    #[must_use]
+    pub const fn facts(subject: u64, facts: &'a Facts) -> Self {
+        Self {
+            kind: EntryKind::Facts,
+            subject,
+            base_offset: 0,
+            span: 0,
+            skip: 0,
+            owner: [0; 16],
+            facts,
+            payload: &[],
+            head_len: 0,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        entry_len(self.facts.as_bytes().len(), self.payload.len(), usize::from(self.head_len)) as u64
+    }
+}
+
+/// Where an atomic group was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Position of its first entry.
+    pub position: u64,
+    /// Position of the last entry's payload.
+    pub payload_position: u64,
+    /// Position behind it: durable once the durable position is here.
+    pub end: u64,
+}
+
+/// Why an entry was not appended; the log is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The active segment is full and the next one is not prepared yet.
+    #[error("the next segment file is not ready; wait until it is prepared")]
+    NoSegmentReady,
+    /// The atomic group is larger than any segment can hold.
+    #[error("{bytes} bytes are more than one segment holds ({bytes_max})")]
+    TooLarge {
+        /// Its bytes in the log.
+        bytes: u64,
+        /// The most that fit.
+        bytes_max: u64,
+    },
+}
+
+/// Consecutive entries of a group in one buffer.
+#[derive(Debug, Clone)]
+pub(crate) struct Chunk {
+    pub(crate) position: u64,
+    pub(crate) bytes: Bytes,
+}
+
+/// The segment that a group begins.
+#[derive(Debug)]
+pub(crate) struct OpensSegment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) spare: Spare,
+}
+
+/// A closed group: what one fdatasync makes durable.
+#[derive(Debug)]
+pub struct Group {
+    pub(crate) opens: Option<OpensSegment>,
+    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) watermark: Bytes,
+    /// Position behind its last entry, where the watermark goes.
+    pub(crate) end: u64,
+}
+
+impl Group {
+    /// Position behind the group's last entry: the durable position once it is committed.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Bytes to write, the watermark aside.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.bytes.len()).sum()
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// The buffers of the group, shared: for [`GroupBytes::slice`] after the group has gone to the writer.
+    #[must_use]
+    pub fn share(&self) -> GroupBytes {
+        GroupBytes { chunks: self.chunks.clone() }
+    }
+}
+
+/// The bytes of a group, kept for consumers that are caught up, so that nothing is read back for them.
+#[derive(Debug, Clone)]
+pub struct GroupBytes {
+    chunks: Vec<Chunk>,
+}
+
+impl GroupBytes {
+    /// The `len` bytes at a log position, uncopied; `None` if the group does not hold them.
+    #[must_use]
+    pub fn slice(&self, position: u64, len: usize) -> Option<Bytes> {
+        let after = self.chunks.partition_point(|chunk| chunk.position <= position);
+        let chunk = self.chunks.get(after.checked_sub(1)?)?;
+        let start = (position - chunk.position) as usize;
+        let end = start.checked_add(len)?;
+        (end <= chunk.bytes.len()).then(|| chunk.bytes.slice(start..end))
+    }
+}
+
+/// Whether a spare has room for one group of `bytes` and the watermark behind it.
+fn holds(spare: &Spare, bytes: u64) -> bool {
+    spare.len() - ENTRIES_AT >= bytes + WATERMARK_LEN
+}
+
+/// Encodes entries into the open group.
+#[derive(Debug)]
+pub struct Appender {
+    log_id: LogId,
+    start_count: u64,
+    payload_bytes_max: u32,
+    segment_bytes: u64,
+    entropy: Entropy,
+    sabotages: Sabotages,
+    index: Index,
+
+    active: Predecessor,
+    /// Nothing of the active segment may stand at or behind this position.
+    limit: u64,
+    active_file_len: u64,
+    /// Prepared files, the smallest first: more than one only after a group did not fit the first.
+    spares: Vec<Spare>,
+    /// The log bytes of the largest group that no spare could hold.
+    wanted_bytes: u64,
+
+    /// Where the next entry goes.
+    position: u64,
+    /// What the open group's entries carry.
+    group_start: u64,
+    opens: Option<OpensSegment>,
+    chunks: Vec<Chunk>,
+    /// The open chunk's bytes, and room behind them.
+    arena: BytesMut,
+    arena_position: u64,
+    has_content: bool,
+    content_end: u64,
+    closed: VecDeque<Group>,
+    closed_bytes: usize,
+    time: ReplayTime,
+}
+
+/// What an appender starts from: the state right after recovery.
+#[derive(Debug)]
+pub(crate) struct AppenderStart {
+    pub(crate) header: SegmentHeader,
+    pub(crate) position: u64,
+    pub(crate) group_start: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) entropy: Entropy,
+    pub(crate) sabotages: Sabotages,
+    pub(crate) index: Index,
+    pub(crate) time: ReplayTime,
+}
+
+impl Appender {
+    pub(crate) fn new(start: AppenderStart) -> Self {
+        let header = start.header;
+        Self {
+            log_id: header.log_id,
+            start_count: header.start_count,
+            payload_bytes_max: header.payload_bytes_max,
+            segment_bytes: start.segment_bytes,
+            entropy: start.entropy,
+            sabotages: start.sabotages,
+            index: start.index,
+            active: Predecessor { number: header.number, salt: header.salt, base: header.base },
+            limit: header.base + header.file_len - ENTRIES_AT,
+            active_file_len: header.file_len,
+            spares: Vec::new(),
+            wanted_bytes: 0,
+            position: start.position,
+            group_start: start.group_start,
+            opens: None,
+            chunks: Vec::new(),
+            arena: BytesMut::new(),
+            arena_position: start.position,
+            has_content: false,
+            content_end: start.group_start,
+            closed: VecDeque::new(),
+            closed_bytes: 0,
+            time: start.time,
+        }
+    }
+
+    /// The index of what has been appended; what of it is durable, the caller knows.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The index, to hand over sealed segments' parts.
+    pub const fn index_mut(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// The log's end, watermarks and padding aside: an answer decided now may leave once the durable position is here.
+    #[must_use]
+    pub const fn content_end(&self) -> u64 {
+        self.content_end
+    }
+
+    /// Bytes that are in memory and not yet with the writer.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.closed_bytes + self.open_bytes()
+    }
+
+    /// Bytes of the open group.
+    #[must_use]
+    pub fn open_bytes(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>() + self.arena.len()
+    }
+
+    /// The length of the spare that is wanted now, if none at hand will do.
+    #[must_use]
+    pub fn spare_wanted(&self) -> Option<u64> {
+        if self.spares.iter().any(|spare| holds(spare, self.wanted_bytes)) {
+            return None;
+        }
+        let grown = self.active_file_len.saturating_mul(4).min(self.segment_bytes);
+        let needed = ENTRIES_AT + self.wanted_bytes + WATERMARK_LEN;
+        Some(grown.max(self.spare_len_min()).max(needed).next_multiple_of(4_096))
+    }
+
+    /// Takes a prepared file for the next segment.
+    pub fn put_spare(&mut self, spare: Spare) {
+        self.spares.push(spare);
+        self.spares.sort_by_key(Spare::len);
+    }
+
+    fn spare_len_min(&self) -> u64 {
+        ENTRIES_AT + u64::from(self.payload_bytes_max) + 64 * 1_024 + WATERMARK_LEN
+    }
+
+    /// Makes room for one entry or atomic group of `bytes` in the log and says where it will begin.
+    ///
+    /// # Errors
+    /// If the active segment is full and no other is ready, or if no segment could hold it.
+    pub fn prepare(&mut self, bytes: u64) -> Result<u64, AppendError> {
+        if self.position + bytes + WATERMARK_LEN > self.limit {
+            let bytes_max = self.segment_bytes.max(self.spare_len_min()) - ENTRIES_AT - WATERMARK_LEN;
+            if bytes > bytes_max {
+                return Err(AppendError::TooLarge { bytes, bytes_max });
+            }
+            let Some(fitting) = self.spares.iter().position(|spare| holds(spare, bytes)) else {
+                self.wanted_bytes = self.wanted_bytes.max(bytes);
+                return Err(AppendError::NoSegmentReady);
+            };
+            let spare = self.spares.remove(fitting);
+            self.wanted_bytes = 0;
+            self.roll(spare);
+        }
+        Ok(self.position)
+    }
+
+    /// Appends one atomic group: after any crash it is there whole or not at all. Times that lie before those of the
+    /// entry before become the same as those.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`]; the log is as it was then.
+    ///
+    /// # Panics
+    /// If `entries` is empty, or an entry breaks the format's limits: the caller has checked them.
+    pub fn append(&mut self, entries: &[NewEntry<'_>], time: ReplayTime) -> Result<Appended, AppendError> {
+        assert!(!entries.is_empty(), "an atomic group has at least one entry");
+        let bytes: u64 = entries.iter().map(NewEntry::len).sum();
+        let position = self.prepare(bytes)?;
+        // Whatever clock the caller has: readers and retention rely on times that never fall.
+        let time =
+            ReplayTime { wall_ms: time.wall_ms.max(self.time.wall_ms), log_ms: time.log_ms.max(self.time.log_ms) };
+        self.time = time;
+        let mut payload_position = position;
+        for (index, new) in entries.iter().enumerate() {
+            let header = EntryHeader {
+                position: self.position,
+                group_start: self.stamp(),
+                payload_len: new.payload.len() as u32,
+                payload_crc: 0,
+                kind: new.kind,
+                flags: 0,
+                fact_len: new.facts.as_bytes().len() as u16,
+                head_len: new.head_len,
+                atomic_left: (entries.len() - 1 - index) as u32,
+                atomic_index: index as u32,
+                subject: new.subject,
+                base_offset: new.base_offset,
+                span: new.span,
+                skip: new.skip,
+                wall_ms: time.wall_ms,
+                log_ms: time.log_ms,
+                owner: new.owner,
+            };
+            payload_position = header.position + header.payload_at();
+            self.make_room(header.stored_len() as usize);
+            let facts = new.facts.as_bytes();
+            entry::encode_entry(&mut self.arena, &self.active.salt, &header, facts, new.payload, new.head_len);
+            self.position = header.end();
+            self.has_content |= new.kind.is_content();
+            if new.kind == EntryKind::Records {
+                self.index.note(&header);
+            }
+            if self.sabotages.has(Sabotage::SplitAtomicGroup) && header.atomic_left > 0 {
+                self.content_end = self.position;
+                self.close_group();
+            }
+        }
+        self.content_end = self.position;
+        Ok(Appended { position, payload_position, end: self.position })
+    }
+
+    /// The next group for the writer, or `None` if nothing waits. The caller hands over one at a time, after the one
+    /// before is committed.
+    pub fn take_group(&mut self) -> Option<Group> {
+        if self.closed.is_empty() && self.has_content {
+            self.close_group();
+        }
+        let group = self.closed.pop_front()?;
+        self.closed_bytes -= group.len();
+        Some(group)
+    }
+
+    /// Whether anything waits for the writer.
+    #[must_use]
+    pub fn has_group(&self) -> bool {
+        self.has_content || !self.closed.is_empty()
+    }
+
+    fn stamp(&self) -> u64 {
+        if self.sabotages.has(Sabotage::StampAtEncode) { self.position } else { self.group_start }
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        if self.arena.capacity() - self.arena.len() < bytes {
+            self.finish_chunk();
+            self.arena = BytesMut::with_capacity(bytes.max(CHUNK_BYTES));
+        }
+    }
+
+    fn finish_chunk(&mut self) {
+        if !self.arena.is_empty() {
+            let bytes = self.arena.split().freeze();
+            self.chunks.push(Chunk { position: self.arena_position, bytes });
+        }
+        self.arena_position = self.position;
+    }
+
+    /// Closes the open group, and encodes the watermark that will prove it.
+    fn close_group(&mut self) {
+        self.finish_chunk();
+        let end = self.position;
+        self.group_start = end;
+        let header = EntryHeader {
+            position: end,
+            group_start: end,
+            payload_len: 0,
+            payload_crc: 0,
+            kind: EntryKind::Watermark,
+            flags: 0,
+            fact_len: 0,
+            head_len: 0,
+            atomic_left: 0,
+            atomic_index: 0,
+            subject: 0,
+            base_offset: 0,
+            span: 0,
+            skip: 0,
+            wall_ms: self.time.wall_ms,
+            log_ms: self.time.log_ms,
+            owner: [0; 16],
+        };
+        self.make_room(WATERMARK_LEN as usize);
+        entry::encode_entry(&mut self.arena, &self.active.salt, &header, &[], &[], 0);
+        let watermark = self.arena.split().freeze();
+        self.position = header.end();
+        self.arena_position = self.position;
+        let group = Group { opens: self.opens.take(), chunks: std::mem::take(&mut self.chunks), watermark, end };
+        self.closed_bytes += group.len();
+        self.closed.push_back(group);
+        self.has_content = false;
+    }
+
+    /// Goes on in a new segment. Its base is the end of this one, watermark included: the writer syncs all of that
+    /// before it writes the new header, so the base is proven durable.
+    fn roll(&mut self, spare: Spare) {
+        if self.has_content {
+            self.close_group();
+        }
+        if let Some(opens) = &mut self.opens {
+            // Room was made and not used, and now more is needed: the segment is not begun yet, so it only changes files.
+            opens.header.file_len = spare.len();
+            self.limit = opens.header.base + spare.len() - ENTRIES_AT;
+            self.active_file_len = spare.len();
+            let unused = std::mem::replace(&mut opens.spare, spare);
+            self.put_spare(unused);
+            return;
+        }
+        let number = self.active.number + 1;
+        let salt = if self.sabotages.has(Sabotage::SaltIsCounter) {
+            Salt::new(number)
+        } else {
+            // The operating system gave random numbers when the log was opened; that it stops to is not a case to
+            // survive, and a guessable salt would be worse than a stop.
+            Salt::new(self.entropy.next_u64().expect("the operating system has random numbers"))
+        };
+        let header = SegmentHeader {
+            log_id: self.log_id,
+            number,
+            salt,
+            base: self.position,
+            start_count: self.start_count,
+            predecessor: Some(self.active),
+            log_start: 0,
+            file_len: spare.len(),
+            payload_bytes_max: self.payload_bytes_max,
+            wall_ms: self.time.wall_ms,
+            log_ms: self.time.log_ms,
+        };
+        self.active = Predecessor { number, salt, base: header.base };
+        self.limit = header.base + header.file_len - ENTRIES_AT;
+        self.active_file_len = header.file_len;
+        self.group_start = header.base;
+        self.arena_position = self.position;
+        self.index.roll(&header, header.base);
+        self.opens = Some(OpensSegment { header, spare });
+    }
+}

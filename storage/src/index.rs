@@ -1,0 +1,191 @@
+//! Where the offsets of each subject stand in the log: per segment a sparse list of points, in memory while the segment
+//! is young, in its footer file afterwards, so that memory does not grow with history.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::entry::EntryHeader;
+use crate::reader::{ReadPlan, Step};
+use crate::segment::{Salt, SegmentHeader};
+
+/// A subject's entries stand at most this many bytes behind a point, in the log. The price: an index point, 16 bytes, for
+/// each entry of a stream whose entries are further apart.
+pub(crate) const POINT_SPACING_BYTES: u64 = 16 * 1_024;
+/// How many points ahead a plan carries.
+const PLAN_POINTS_MAX: usize = 256;
+
+/// An offset, and the position of the entry that begins with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Point {
+    pub(crate) offset: u64,
+    pub(crate) position: u64,
+}
+
+/// Where one subject's offsets stand in one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SubjectIndex {
+    pub(crate) first_offset: u64,
+    pub(crate) next_offset: u64,
+    pub(crate) first_wall_ms: i64,
+    /// The newest older segment that holds the subject; 0 if none does.
+    pub(crate) previous: u64,
+    pub(crate) points: Vec<Point>,
+}
+
+impl SubjectIndex {
+    /// The points from the last one at or before `offset` on.
+    pub(crate) fn points_from(&self, offset: u64) -> &[Point] {
+        let after = self.points.partition_point(|point| point.offset <= offset);
+        self.points.get(after.saturating_sub(1)..).unwrap_or_default()
+    }
+}
+
+/// The index of one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentIndex {
+    pub(crate) number: u64,
+    pub(crate) salt: Salt,
+    pub(crate) base: u64,
+    /// Position behind its last entry; `u64::MAX` while it is active.
+    pub(crate) end: u64,
+    pub(crate) subjects: BTreeMap<u64, SubjectIndex>,
+}
+
+impl SegmentIndex {
+    pub(crate) fn new(header: &SegmentHeader) -> Self {
+        Self { number: header.number, salt: header.salt, base: header.base, end: u64::MAX, subjects: BTreeMap::new() }
+    }
+
+    /// The segment's number.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn note(&mut self, header: &EntryHeader, previous: u64) {
+        let point = Point { offset: header.base_offset, position: header.position };
+        let subject = self.subjects.entry(header.subject).or_insert_with(|| SubjectIndex {
+            first_offset: header.base_offset,
+            next_offset: header.base_offset,
+            first_wall_ms: header.wall_ms,
+            previous,
+            points: Vec::new(),
+        });
+        let is_far = subject.points.last().is_none_or(|last| point.position - last.position >= POINT_SPACING_BYTES);
+        if is_far {
+            subject.points.push(point);
+        }
+        subject.next_offset = header.next_offset();
+    }
+}
+
+/// The index of the whole log, as far as it is in memory.
+#[derive(Debug)]
+pub struct Index {
+    active: SegmentIndex,
+    /// Sealed, and not yet readable from a footer.
+    unwritten: BTreeMap<u64, Arc<SegmentIndex>>,
+    /// The newest sealed segment that holds a subject.
+    newest_sealed: HashMap<u64, u64>,
+    /// Sealed and not yet handed over for writing.
+    to_write: Vec<Arc<SegmentIndex>>,
+}
+
+impl Index {
+    pub(crate) fn new(header: &SegmentHeader) -> Self {
+        Self {
+            active: SegmentIndex::new(header),
+            unwritten: BTreeMap::new(),
+            newest_sealed: HashMap::new(),
+            to_write: Vec::new(),
+        }
+    }
+
+    /// Counts an entry of records, in log order.
+    pub(crate) fn note(&mut self, header: &EntryHeader) {
+        let previous = match self.active.subjects.contains_key(&header.subject) {
+            true => 0,
+            false => self.newest_sealed.get(&header.subject).copied().unwrap_or(0),
+        };
+        self.active.note(header, previous);
+    }
+
+    /// Seals the active segment at `end`: the log goes on in the one of `header`.
+    pub(crate) fn roll(&mut self, header: &SegmentHeader, end: u64) {
+        let mut sealed = std::mem::replace(&mut self.active, SegmentIndex::new(header));
+        sealed.end = end;
+        self.newest_sealed.extend(sealed.subjects.keys().map(|subject| (*subject, sealed.number)));
+        let sealed = Arc::new(sealed);
+        self.unwritten.insert(sealed.number, Arc::clone(&sealed));
+        self.to_write.push(sealed);
+    }
+
+    /// The indexes of segments sealed since the last call, to be written as footers once the segments are durable.
+    pub fn take_sealed(&mut self) -> Vec<Arc<SegmentIndex>> {
+        std::mem::take(&mut self.to_write)
+    }
+
+    /// Takes back what [`Self::take_sealed`] gave, to be written later.
+    pub(crate) fn put_back(&mut self, sealed: Arc<SegmentIndex>) {
+        self.to_write.push(sealed);
+    }
+
+    /// Forgets the index of a segment whose footer is on disk and was read back.
+    pub fn footer_written(&mut self, segment: u64) {
+        self.unwritten.remove(&segment);
+    }
+
+    /// How to read `subject` from `offset` on; `None` if the log holds nothing of the subject.
+    #[must_use]
+    pub fn plan(&self, subject: u64, offset: u64) -> Option<ReadPlan> {
+        self.plan_back_to(subject, offset, |found| found.first_offset <= offset)
+    }
+
+    /// How to read `subject` from the first segment on that may hold records of `wall_ms` or later.
+    #[must_use]
+    pub fn plan_time(&self, subject: u64, wall_ms: i64) -> Option<ReadPlan> {
+        let mut plan = self.plan_back_to(subject, 0, |found| found.first_wall_ms <= wall_ms)?;
+        plan.wall_ms_min = Some(wall_ms);
+        Some(plan)
+    }
+
+    fn plan_back_to(
+        &self,
+        subject: u64,
+        offset: u64,
+        is_far_enough: impl Fn(&SubjectIndex) -> bool,
+    ) -> Option<ReadPlan> {
+        let mut path = Vec::new();
+        let mut segment = if self.active.subjects.contains_key(&subject) {
+            self.active.number
+        } else {
+            *self.newest_sealed.get(&subject)?
+        };
+        while segment != 0 {
+            let Some(index) = self.in_memory(segment) else {
+                path.push(Step::Footer { segment, goes_back: true });
+                break;
+            };
+            let Some(found) = index.subjects.get(&subject) else { break };
+            let all = found.points_from(offset);
+            if all.len() > PLAN_POINTS_MAX {
+                // The plan ends in the middle of this segment: what newer ones hold does not follow directly.
+                path.clear();
+            }
+            let points = all.iter().take(PLAN_POINTS_MAX).copied().collect();
+            path.push(Step::Points { segment, end: index.end, points });
+            if is_far_enough(found) {
+                break;
+            }
+            segment = found.previous;
+        }
+        Some(ReadPlan { subject, offset, wall_ms_min: None, path })
+    }
+
+    fn in_memory(&self, segment: u64) -> Option<&SegmentIndex> {
+        if segment == self.active.number {
+            return Some(&self.active);
+        }
+        self.unwritten.get(&segment).map(AsRef::as_ref)
+    }
+}

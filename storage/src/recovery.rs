@@ -1,0 +1,489 @@
+//! Opens a log: reads what is there, decides what is proven, repeats what is not, and begins a new segment.
+//!
+//! The steps are numbered as in `FORMAT.md`. Nothing in the folder is written before the decision is made, and nothing is
+//! served or answered before it is durable; so a crash in here repeats the decision, or decides anew with nothing
+//! answered in between.
+
+use std::any::Any;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::appender::{Appender, AppenderStart, NewEntry};
+use crate::entry::{EntryHead, EntryKind};
+use crate::error::OpenError;
+use crate::fact::{Fact, FactKind, Facts};
+use crate::footer;
+use crate::housekeeping::{
+    Housekeeping, Job, RESERVE_BYTES, RESERVE_BYTES_MIN, RESERVE_PREFIX, SPARE_PREFIX, Spare, is_full, reserve_names,
+    zeroed_file, zeroed_file_within,
+};
+use crate::index::Index;
+use crate::medium::{Medium, MediumFile, read_exact_at};
+use crate::reader::ColdReader;
+use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader, file_offset, segment_name};
+use crate::survey::survey;
+use crate::walk::{Before, Walk};
+use crate::writer::{Writer, write_header};
+use crate::{Entropy, LogOptions, ReplayTime, Sabotage};
+
+/// File system blocks: what is unproven is written again from the start of the block that holds the proven end.
+const BLOCK_BYTES: u64 = 4_096;
+
+/// What a fold is given, in log order.
+#[derive(Debug)]
+pub enum Replayed<'a> {
+    /// An entry.
+    Entry {
+        /// Its header, facts and payload head.
+        head: &'a EntryHead<'a>,
+        /// Whether its payload can be read.
+        payload_ok: bool,
+    },
+    /// Positions whose entries are lost.
+    Hole(Range<u64>),
+}
+
+/// What kind of damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// One of the two headers of a segment; the other one served.
+    SegmentHeaderCopy,
+    /// Both headers of a segment; its place was worked out from its successor.
+    SegmentHeader,
+    /// A whole segment file.
+    SegmentMissing,
+    /// An entry's header, its copy or its padding; nothing is lost.
+    EntryCopy,
+    /// A payload: its records can't be read.
+    Payload,
+    /// Entries of which nothing can be read.
+    Hole,
+}
+
+impl DamageKind {
+    /// Whether anything that was stored can't be read because of it.
+    #[must_use]
+    pub const fn loses_data(self) -> bool {
+        matches!(self, Self::SegmentMissing | Self::Payload | Self::Hole)
+    }
+}
+
+/// One place where what is read is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What is broken.
+    pub kind: DamageKind,
+    /// The segment's number.
+    pub segment: u64,
+    /// The log positions concerned.
+    pub positions: Range<u64>,
+    /// The stream, producer or group, where it is known.
+    pub subject: Option<u64>,
+    /// The subject's offsets, where they are known.
+    pub offsets: Option<Range<u64>>,
+}
+
+/// What a start found and did.
+#[derive(Debug, Clone)]
+pub struct RecoveryReport {
+    /// The log's identity.
+    pub log_id: LogId,
+    /// How many times it has been started, this time included.
+    pub start_count: u64,
+    /// Below this position all is proven to have been durable.
+    pub proven: u64,
+    /// Where the log ended; what this start writes comes behind it.
+    pub end: u64,
+    /// Unproven bytes that were written again before they were synced.
+    pub rewritten_bytes: u64,
+    /// What lies behind the end and is not provably stored. It may include records that were stored: there is no proof.
+    /// It stays where it is.
+    pub cut: Option<Range<u64>>,
+    /// The same of earlier starts that died before they could write it down.
+    pub older_cuts: Vec<Range<u64>>,
+    /// All that is broken below the proven position.
+    pub damages: Vec<Damage>,
+    /// Files set aside, under their new names.
+    pub set_aside: Vec<String>,
+    /// Segments of the log, without the new one.
+    pub segments: usize,
+    /// Entries read.
+    pub entries: u64,
+    /// The newest clocks in the log.
+    pub last_time: ReplayTime,
+}
+
+/// The parts of an open log.
+#[derive(Debug)]
+pub struct OpenedLog {
+    /// Encodes entries.
+    pub appender: Appender,
+    /// Commits groups.
+    pub writer: Writer,
+    /// Does the work beside.
+    pub housekeeping: Housekeeping,
+    /// Reads back.
+    pub reader: ColdReader,
+    /// Work that this start left to do, in this order.
+    pub jobs: Vec<Job>,
+    /// The durable position: all below may be served.
+    pub durable: u64,
+    /// The clocks to go on from.
+    pub time: ReplayTime,
+    /// What was found.
+    pub report: RecoveryReport,
+    /// Keeps the folder locked; to be dropped last.
+    pub lock: Box<dyn Any + Send + Sync>,
+}
+
+/// Opens the log on `medium`, making a new one in an empty folder, and hands all of it to `fold` in log order.
+///
+/// # Errors
+/// [`OpenError`]; unless it says otherwise nothing was changed.
+pub fn open(
+    medium: &Arc<dyn Medium>,
+    options: &LogOptions,
+    wall_ms: i64,
+    fold: &mut dyn FnMut(Replayed<'_>),
+) -> Result<OpenedLog, OpenError> {
+    let lock = medium.lock(true)?;
+    let folder = Folder { medium: medium.as_ref() };
+    let files = folder.run("list the files", medium.list())?;
+    let survey = survey(folder, &files)?;
+    let mut walk = Walk::new(folder, options, fold);
+    let before = if survey.chain.is_empty() { Before::nothing() } else { walk.walk(&survey)? };
+    let (mut found, index) = walk.into_findings();
+    let mut damages = survey.damages;
+    damages.append(&mut found.damages);
+
+    // Step 13: what is not proven is written again, since after a failed sync the page cache lies.
+    let rewritten_bytes = folder.run("write the unproven tail again", rewrite_tail(folder, &before, options))?;
+
+    let mut entropy = options.entropy.clone();
+    let log_id = match survey.chain.last() {
+        Some(active) => active.header.log_id,
+        None => folder.run("make an identity", new_log_id(&mut entropy))?,
+    };
+    let last = found.last_time;
+    let time = ReplayTime {
+        wall_ms: wall_ms.max(last.wall_ms),
+        log_ms: last.log_ms.saturating_add(wall_ms.saturating_sub(last.wall_ms).max(0).unsigned_abs()),
+    };
+    // A segment that can't be read may have been opened by a start of its own.
+    let start_count = found.start_count + 1 + survey.unreadable_behind.map_or(0, |behind| behind.count);
+
+    // Steps 14 and 15.
+    let predecessor = survey.chain.last().map(|active| Predecessor {
+        number: active.header.number,
+        salt: active.header.salt,
+        base: active.header.base,
+    });
+    let continues_in_place = options.sabotages.has(Sabotage::AppendBehindCut) && predecessor.is_some();
+    let number = survey.number_max + u64::from(!continues_in_place);
+    let salt = match options.sabotages.has(Sabotage::SaltIsCounter) {
+        true => Salt::new(number),
+        false => Salt::new(folder.run("make a salt", entropy.next_u64())?),
+    };
+    let new_header = SegmentHeader {
+        log_id,
+        number,
+        salt,
+        base: before.end,
+        start_count,
+        predecessor,
+        log_start: 0,
+        file_len: 0,
+        payload_bytes_max: options.payload_bytes_max,
+        wall_ms: time.wall_ms,
+        log_ms: time.log_ms,
+    };
+    let (header, file) = match (continues_in_place, survey.chain.last()) {
+        (true, Some(active)) => {
+            let file = folder.run("open the active segment", folder.medium.open(&active.name))?;
+            (active.header, file)
+        }
+        _ => {
+            let opened = open_segment(folder, new_header, options, &mut entropy, &found.untrimmed);
+            folder.run("open a new segment", opened)?
+        }
+    };
+
+    let mut index = index.unwrap_or_else(|| Index::new(&header));
+    if predecessor.is_some() && !continues_in_place {
+        index.roll(&header, before.active_end);
+    }
+    folder.run("remove a stale footer", settle_footers(folder, &mut index))?;
+    let mut jobs = Vec::new();
+    if let Some(active) = survey.chain.last().filter(|_| !continues_in_place) {
+        jobs.push(Job::TrimSegment { number: active.header.number, file_len: before.used_file_len });
+    }
+    jobs.extend(found.untrimmed.iter().map(|&(number, file_len)| Job::TrimSegment { number, file_len }));
+    let leftovers = files.iter().filter(|file| is_leftover(&file.name));
+    jobs.extend(leftovers.map(|file| Job::RemoveLeftover { name: file.name.clone() }));
+    jobs.push(Job::FillReserve);
+    jobs.extend(index.take_sealed().into_iter().map(Job::WriteFooter));
+
+    let group_start = if continues_in_place { before.end } else { header.base };
+    let mut appender = Appender::new(AppenderStart {
+        header,
+        position: before.end,
+        group_start,
+        segment_bytes: options.segment_bytes,
+        entropy: entropy.clone(),
+        sabotages: options.sabotages,
+        index,
+        time,
+    });
+    let mut writer = Writer::new(Arc::clone(medium), file, header.number, header.base, before.end, options.sabotages);
+    let cut = before.cut();
+    let report = RecoveryReport {
+        log_id,
+        start_count,
+        proven: before.proven,
+        end: before.end,
+        rewritten_bytes,
+        cut,
+        older_cuts: std::mem::take(&mut found.untold_cuts),
+        damages,
+        set_aside: Vec::new(),
+        segments: survey.chain.len(),
+        entries: found.entries,
+        last_time: last,
+    };
+    let durable = append_start(&mut appender, &mut writer, &report, &found.new_holes, header.file_len, time)
+        .map_err(|source| folder.error("write the start entry", source))?;
+
+    // Only now, with the decision durable, are foreign files moved out of the way.
+    let mut set_aside = Vec::new();
+    for name in &survey.foreign {
+        let aside = format!("aside-{start_count}-{name}");
+        folder.run("set a foreign segment aside", folder.medium.rename(name, &aside))?;
+        set_aside.push(aside);
+    }
+    if !set_aside.is_empty() {
+        folder.run("sync the folder", folder.medium.sync_directory())?;
+    }
+
+    Ok(OpenedLog {
+        appender,
+        writer,
+        housekeeping: Housekeeping::new(Arc::clone(medium), entropy_for_spares(&mut entropy)),
+        reader: ColdReader::new(Arc::clone(medium), found.known),
+        jobs,
+        durable,
+        time,
+        report: RecoveryReport { set_aside, ..report },
+        lock,
+    })
+}
+
+/// The medium, with words for its failures.
+#[derive(Clone, Copy)]
+pub(crate) struct Folder<'m> {
+    pub(crate) medium: &'m dyn Medium,
+}
+
+impl Folder<'_> {
+    pub(crate) fn run<T>(&self, step: &'static str, outcome: io::Result<T>) -> Result<T, OpenError> {
+        outcome.map_err(|source| self.error(step, source))
+    }
+
+    pub(crate) fn error(&self, step: &'static str, source: io::Error) -> OpenError {
+        OpenError::Medium { step, folder: self.medium.describe(), source }
+    }
+}
+
+/// What can be said of a log without changing it.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    pub(crate) damages: Vec<Damage>,
+    pub(crate) segments: usize,
+    pub(crate) entries: u64,
+    pub(crate) proven: u64,
+    pub(crate) end: u64,
+    pub(crate) cut: Option<Range<u64>>,
+    pub(crate) foreign: Vec<String>,
+    pub(crate) log_id: Option<LogId>,
+}
+
+/// Reads every byte of a log as a start would, and changes nothing.
+pub(crate) fn inspect(
+    medium: &dyn Medium,
+    options: &LogOptions,
+    fold: &mut dyn FnMut(Replayed<'_>),
+) -> Result<Inspection, OpenError> {
+    let folder = Folder { medium };
+    let files = folder.run("list the files", medium.list())?;
+    let survey = survey(folder, &files)?;
+    let mut walk = Walk::new(folder, options, fold);
+    let before = if survey.chain.is_empty() { Before::nothing() } else { walk.walk(&survey)? };
+    let (mut found, _) = walk.into_findings();
+    let mut damages = survey.damages;
+    damages.append(&mut found.damages);
+    Ok(Inspection {
+        damages,
+        segments: survey.chain.len(),
+        entries: found.entries,
+        proven: before.proven,
+        end: before.end,
+        cut: before.cut(),
+        foreign: survey.foreign,
+        log_id: survey.chain.last().map(|active| active.header.log_id),
+    })
+}
+
+/// Step 13. Returns the bytes written again.
+fn rewrite_tail(folder: Folder<'_>, before: &Before, options: &LogOptions) -> io::Result<u64> {
+    let Some((name, base)) = &before.active else { return Ok(0) };
+    if before.unproven.is_empty() {
+        return Ok(0);
+    }
+    let file = folder.medium.open(name)?;
+    let from = (file_offset(*base, before.unproven.start) / BLOCK_BYTES * BLOCK_BYTES).max(ENTRIES_AT);
+    let to = file_offset(*base, before.unproven.end);
+    let mut bytes = vec![0; (to - from) as usize];
+    read_exact_at(file.as_ref(), &mut bytes, from)?;
+    if !options.sabotages.has(Sabotage::SyncTailWithoutRewrite) {
+        file.write_all_at(&[&bytes], from)?;
+    }
+    file.sync_data()?;
+    Ok(to - from)
+}
+
+fn new_log_id(entropy: &mut Entropy) -> io::Result<LogId> {
+    let mut id = [0; 16];
+    let (first, second) = id.split_at_mut(8);
+    first.copy_from_slice(&entropy.next_u64()?.to_le_bytes());
+    second.copy_from_slice(&entropy.next_u64()?.to_le_bytes());
+    Ok(LogId(id))
+}
+
+fn entropy_for_spares(entropy: &mut Entropy) -> Entropy {
+    match entropy {
+        Entropy::System => Entropy::System,
+        Entropy::Seeded(state) => Entropy::Seeded(state.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5EED),
+    }
+}
+
+/// Step 14: a zeroed file of its own, or one of the reserve if the disk is full.
+fn open_segment(
+    folder: Folder<'_>,
+    header: SegmentHeader,
+    options: &LogOptions,
+    entropy: &mut Entropy,
+    untrimmed: &[(u64, u64)],
+) -> io::Result<(SegmentHeader, Arc<dyn MediumFile>)> {
+    let medium = folder.medium;
+    let name = format!("{SPARE_PREFIX}{:016x}", entropy.next_u64()?);
+    let len = options.segment_first_bytes.max(RESERVE_BYTES).next_multiple_of(BLOCK_BYTES);
+    let spare = match zeroed_file(medium, &name, len) {
+        Ok(file) => Spare { name, file, len },
+        Err(error) if is_full(&error) => match from_reserve(medium)? {
+            Some(reserve) => reserve,
+            None => {
+                give_back_zeros(medium, untrimmed)?;
+                let (file, len) = zeroed_file_within(medium, &name, RESERVE_BYTES)?;
+                Spare { name, file, len }
+            }
+        },
+        Err(error) => return Err(error),
+    };
+    let header = SegmentHeader { file_len: spare.len, ..header };
+    write_header(medium, &spare.file, &spare.name, &header, options.sabotages)?;
+    Ok((header, spare.file))
+}
+
+/// The largest file of the reserve.
+fn from_reserve(medium: &dyn Medium) -> io::Result<Option<Spare>> {
+    let there = medium.list()?;
+    let reserve =
+        there.iter().filter(|file| file.len >= RESERVE_BYTES_MIN && reserve_names().any(|name| name == file.name));
+    let Some(largest) = reserve.max_by_key(|file| file.len) else { return Ok(None) };
+    let file = medium.open(&largest.name)?;
+    let len = largest.len / BLOCK_BYTES * BLOCK_BYTES;
+    Ok(Some(Spare { name: largest.name.clone(), file, len }))
+}
+
+/// Many starts in a row on a full disk, none of which lived to make the reserve whole: what is left are spares, and the
+/// zeros of sealed segments. Neither holds anything.
+fn give_back_zeros(medium: &dyn Medium, untrimmed: &[(u64, u64)]) -> io::Result<()> {
+    for file in medium.list()?.iter().filter(|file| is_leftover(&file.name)) {
+        medium.remove(&file.name)?;
+    }
+    medium.sync_directory()?;
+    for (number, file_len) in untrimmed {
+        let file = medium.open(&segment_name(*number))?;
+        file.set_len(*file_len)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
+fn is_leftover(name: &str) -> bool {
+    name.starts_with(SPARE_PREFIX) && !name.starts_with(RESERVE_PREFIX)
+}
+
+/// A footer that says what the walk found needs neither memory nor writing. One that says anything else is removed: a
+/// reader that comes by must not believe it before it is written anew.
+fn settle_footers(folder: Folder<'_>, index: &mut Index) -> io::Result<()> {
+    for segment in index.take_sealed() {
+        let number = segment.number();
+        if footer::read(folder.medium, number).is_ok_and(|there| there.as_ref() == Some(segment.as_ref())) {
+            index.footer_written(number);
+            continue;
+        }
+        index.put_back(segment);
+        match folder.medium.remove(&footer::footer_name(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Step 15: what was decided becomes an entry, so that every later start decides the same.
+fn append_start(
+    appender: &mut Appender,
+    writer: &mut Writer,
+    report: &RecoveryReport,
+    new_holes: &[Range<u64>],
+    file_len: u64,
+    time: ReplayTime,
+) -> io::Result<u64> {
+    // A segment from the reserve is small. More holes than fit are found again by the next walk.
+    let holes_told_max = (file_len.saturating_sub(RESERVE_BYTES_MIN / 2 + ENTRIES_AT) / HOLE_BYTES).min(HOLES_TOLD_MAX);
+    let holes_told_max = holes_told_max as usize;
+    let position = report.end;
+    let start_count = report.start_count.to_le_bytes();
+    let mut all = vec![Facts::default()];
+    let mut push = |kind, key: &[u8], value: &[u8]| {
+        let fact = Fact { kind, key, decided_at: position, value };
+        let fits = all.last_mut().is_some_and(|facts| facts.push(fact).is_ok());
+        if !fits {
+            let mut facts = Facts::default();
+            facts.push(fact).expect("one small fact fits an empty entry");
+            all.push(facts);
+        }
+    };
+    push(FactKind::Start, &[], &start_count);
+    for cut in report.cut.iter().chain(&report.older_cuts).take(CUTS_TOLD_MAX) {
+        push(FactKind::Cut, &cut.start.to_le_bytes(), &cut.end.to_le_bytes());
+    }
+    for hole in new_holes.iter().take(holes_told_max) {
+        push(FactKind::Hole, &hole.start.to_le_bytes(), &hole.end.to_le_bytes());
+    }
+    let entries: Vec<NewEntry<'_>> =
+        all.iter().map(|facts| NewEntry { kind: EntryKind::Start, ..NewEntry::facts(0, facts) }).collect();
+    appender.append(&entries, time).map_err(io::Error::other)?;
+    let mut group = appender.take_group().expect("a start entry was appended");
+    let committed = writer.commit(&mut group).map_err(io::Error::other)?;
+    Ok(committed.end)
+}
+
+/// Holes that one start writes down.
+const HOLES_TOLD_MAX: u64 = 1_000;
+/// Bytes of the log that one hole takes at most: its fact twice, and its share of the entry around it.
+const HOLE_BYTES: u64 = 72;
+/// Cuts that one start writes down: one of its own, one of each start before that died in the middle.
+const CUTS_TOLD_MAX: usize = 20;
