@@ -141,10 +141,11 @@ impl Index {
         self.plan_back_to(subject, offset, |found| found.first_offset <= offset)
     }
 
-    /// How to read `subject` from the first segment on that may hold records of `wall_ms` or later.
+    /// How to find the first record of `subject`, at or behind `offset`, that was ordered at `wall_ms` or later. A plan
+    /// that is used up without having found it has moved on: ask for another one from its offset.
     #[must_use]
-    pub fn plan_time(&self, subject: u64, wall_ms: i64) -> Option<ReadPlan> {
-        let mut plan = self.plan_back_to(subject, 0, |found| found.first_wall_ms <= wall_ms)?;
+    pub fn plan_time(&self, subject: u64, offset: u64, wall_ms: i64) -> Option<ReadPlan> {
+        let mut plan = self.plan_back_to(subject, offset, |found| found.first_wall_ms < wall_ms)?;
         plan.wall_ms_min = Some(wall_ms);
         Some(plan)
     }

@@ -198,7 +198,7 @@ impl ColdReader {
             return Ok(());
         };
         let is_far_enough = match plan.wall_ms_min {
-            Some(wall_ms) => found.first_wall_ms <= wall_ms,
+            Some(wall_ms) => found.first_wall_ms < wall_ms,
             None => found.first_offset <= plan.offset,
         };
         if goes_back && !is_far_enough && found.previous != 0 {
@@ -275,8 +275,7 @@ impl ColdReader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReadError { file: name, source }),
         };
-        let header = self.known.iter().map(|known| known.header).find(|header| header.number == number);
-        let header = match header.map_or_else(|| read_header(file.as_ref(), number), Ok) {
+        let header = match self.header_in_file(number) {
             // What stands in the file is not what it should be; the segment behind it knows.
             Err(error) if is_damage(&error) => self.infer_header(number),
             read => read.map(Some),
@@ -354,14 +353,22 @@ impl ColdReader {
         let mut numbers: Vec<u64> =
             self.medium.list()?.iter().filter_map(|file| segment::segment_number(&file.name)).collect();
         numbers.sort_unstable();
+        let mut damaged = Vec::new();
         for later in numbers.into_iter().filter(|later| *later > number) {
-            let known = self.known.iter().map(|known| known.header).find(|header| header.number == later);
-            let header = match known {
-                Some(header) => Ok(header),
-                None => read_header(self.medium.open_read(&segment_name(later))?.as_ref(), later),
+            let mut header = match self.header_in_file(later) {
+                Err(error) if is_damage(&error) => {
+                    damaged.push(later);
+                    continue;
+                }
+                read => read?,
             };
-            if let Ok(header) = header
-                && let Some(before) = header.predecessor
+            // Back through those between, each by what the one behind it says.
+            while let Some(lost) = damaged.pop() {
+                if let Some(its) = header.predecessor.filter(|its| its.number == lost) {
+                    header = self.inferred(&header, &its)?;
+                }
+            }
+            if let Some(before) = header.predecessor
                 && before.number == number
             {
                 return Ok(Some((header, before)));
@@ -372,14 +379,25 @@ impl ColdReader {
 
     /// The header of a segment whose own copies have both become unreadable while the log was open.
     fn infer_header(&self, number: u64) -> io::Result<Option<SegmentHeader>> {
-        let Some((after, its)) = self.successor(number)? else { return Ok(None) };
-        let older = match self.older_number(number)? {
-            Some(older) => read_header(self.medium.open_read(&segment_name(older))?.as_ref(), older).ok(),
+        self.successor(number)?.map(|(after, its)| self.inferred(&after, &its)).transpose()
+    }
+
+    /// The header of the segment before `after`, which names it as `its`.
+    fn inferred(&self, after: &SegmentHeader, its: &Predecessor) -> io::Result<SegmentHeader> {
+        let older = match self.older_number(its.number)? {
+            Some(older) => self.header_in_file(older).ok(),
             None => None,
         };
         let predecessor =
             older.map(|header| Predecessor { number: header.number, salt: header.salt, base: header.base });
-        Ok(Some(SegmentHeader { number, salt: its.salt, base: its.base, predecessor, ..after }))
+        Ok(SegmentHeader { number: its.number, salt: its.salt, base: its.base, predecessor, ..*after })
+    }
+
+    fn header_in_file(&self, number: u64) -> io::Result<SegmentHeader> {
+        match self.known.iter().find(|known| known.header.number == number) {
+            Some(known) => Ok(known.header),
+            None => read_header(self.medium.open_read(&segment_name(number))?.as_ref(), number),
+        }
     }
 
     fn older_number(&self, number: u64) -> io::Result<Option<u64>> {

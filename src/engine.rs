@@ -1,0 +1,348 @@
+//! The running broker on its network thread: the sequencer, live delivery, and the ends of the other threads. Sessions
+//! call it by function call; the driver hands groups to the log thread and takes in what the threads report.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidelog_protocol::{ErrorCode, Limits, Welcome, WireError};
+use tidelog_storage::{GroupBytes, Job, JobOutcome, ReplayTime, Sabotage, Sabotages};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+
+use crate::background::{HousekeepingThread, ReadThread};
+use crate::clock::Clock;
+use crate::counters::Counters;
+use crate::events::Event;
+use crate::live::Hub;
+use crate::log_thread::{LogOutcome, LogThread};
+use crate::monitor_link::MonitorLink;
+use crate::sequencer::{Now, Sequencer, SessionKey, Step, Supply};
+use crate::state::Grant;
+
+/// How long after a file could not be prepared it is tried again.
+const SUPPLY_RETRY: Duration = Duration::from_secs(1);
+
+/// A group of this size is closed although more arrives: a producer that never pauses would otherwise fill its whole window
+/// before anything of it is synced, and disk and network would take turns instead of working at the same time.
+const GROUP_BYTES: usize = 1 << 20;
+
+/// What sessions share. Lives on the network thread alone.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) sequencer: RefCell<Sequencer>,
+    pub(crate) hub: RefCell<Hub>,
+    pub(crate) reads: ReadThread,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) limits: Limits,
+    pub(crate) welcome: Welcome,
+    clock: Arc<dyn Clock>,
+    /// Log time at `started`.
+    log_ms_at_start: u64,
+    started: Duration,
+    /// Something was appended.
+    appended: Notify,
+    appends: Cell<u64>,
+    /// There may be room again: in the write buffer, or in a new segment.
+    room: Notify,
+    write_buffer_bytes: u64,
+    is_stopping: Cell<bool>,
+    monitor: MonitorLink,
+}
+
+/// What an engine starts from.
+#[derive(Debug)]
+pub(crate) struct EngineStart {
+    pub(crate) sequencer: Sequencer,
+    pub(crate) reads: ReadThread,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) limits: Limits,
+    pub(crate) welcome: Welcome,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) time: ReplayTime,
+    pub(crate) write_buffer_bytes: usize,
+    pub(crate) monitor: MonitorLink,
+}
+
+impl Engine {
+    pub(crate) fn new(start: EngineStart) -> Self {
+        Self {
+            started: start.clock.monotonic(),
+            log_ms_at_start: start.time.log_ms,
+            sequencer: RefCell::new(start.sequencer),
+            hub: RefCell::default(),
+            reads: start.reads,
+            counters: start.counters,
+            limits: start.limits,
+            welcome: start.welcome,
+            clock: start.clock,
+            appended: Notify::new(),
+            appends: Cell::new(0),
+            room: Notify::new(),
+            write_buffer_bytes: start.write_buffer_bytes as u64,
+            is_stopping: Cell::new(false),
+            monitor: start.monitor,
+        }
+    }
+
+    /// Wall clock, log time and monotonic time.
+    pub(crate) fn now(&self) -> Now {
+        let monotonic = self.clock.monotonic();
+        let running_ms = monotonic.saturating_sub(self.started).as_millis() as u64;
+        let time = ReplayTime { wall_ms: self.clock.wall_ms(), log_ms: self.log_ms_at_start + running_ms };
+        Now { time, monotonic }
+    }
+
+    /// How long the broker has been up.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.started)
+    }
+
+    /// Judges a batch and appends it, once there is room.
+    pub(crate) async fn publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes) -> Step {
+        loop {
+            let room = self.room.notified();
+            if self.has_room() {
+                let step = self.try_publish(session, grant, batch);
+                if step != Step::NoRoom {
+                    return step;
+                }
+            }
+            room.await;
+        }
+    }
+
+    fn try_publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes) -> Step {
+        let mut sequencer = self.sequencer.borrow_mut();
+        let step = sequencer.publish(session, grant, batch, self.now(), &mut *self.hub.borrow_mut());
+        drop(sequencer);
+        self.touched();
+        step
+    }
+
+    /// Takes no further batch: their senders wait until they are told that the broker stops.
+    pub(crate) fn stop_taking(&self) {
+        self.is_stopping.set(true);
+    }
+
+    /// Ends the threads that it shares with nobody.
+    pub(crate) fn stop(self) {
+        self.reads.stop();
+    }
+
+    fn has_room(&self) -> bool {
+        if self.is_stopping.get() {
+            return false;
+        }
+        let sequencer = self.sequencer.borrow();
+        sequencer.is_poisoned() || sequencer.undurable_bytes() < self.write_buffer_bytes
+    }
+
+    /// Something may have been appended, or may want a new segment.
+    pub(crate) fn touched(&self) {
+        self.appends.set(self.appends.get() + 1);
+        self.appended.notify_one();
+    }
+
+    /// Waits until there may be room.
+    pub(crate) fn room(&self) -> impl Future<Output = ()> + '_ {
+        self.room.notified()
+    }
+
+    fn with_sequencer<T>(&self, act: impl FnOnce(&mut Sequencer, &mut Hub) -> T) -> T {
+        act(&mut self.sequencer.borrow_mut(), &mut self.hub.borrow_mut())
+    }
+}
+
+/// Hands groups to the log thread and takes in what the other threads report.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    log: LogThread,
+    housekeeping: HousekeepingThread,
+    events: UnboundedReceiver<Event>,
+    sync_timeout: Duration,
+    sabotages: Sabotages,
+    in_commit: Option<Commit>,
+    is_preparing: bool,
+}
+
+/// A group that is with the log thread.
+#[derive(Debug)]
+struct Commit {
+    bytes: GroupBytes,
+    /// By then it is done, or the disk hangs.
+    deadline: Instant,
+}
+
+impl Driver {
+    pub(crate) const fn new(
+        log: LogThread,
+        housekeeping: HousekeepingThread,
+        events: UnboundedReceiver<Event>,
+        sync_timeout: Duration,
+        sabotages: Sabotages,
+    ) -> Self {
+        Self { log, housekeeping, events, sync_timeout, sabotages, in_commit: None, is_preparing: false }
+    }
+
+    /// Syncs what is left and ends the threads. A log thread that hangs is left behind if `waits` is false.
+    pub(crate) fn stop(self, waits: bool) {
+        if !waits {
+            tracing::warn!("the log is poisoned: its thread may hang in a sync and is left behind");
+        }
+        drop(self.events);
+        self.log.stop(waits);
+        self.housekeeping.stop(waits);
+    }
+
+    /// Runs until it is told to stop; everything appended is then durable, unless the log is poisoned.
+    pub(crate) async fn run(&mut self, engine: &Engine, stop: &Notify) {
+        let mut stopping = false;
+        loop {
+            self.supply(engine);
+            self.hand_over(engine).await;
+            if stopping && self.in_commit.is_none() {
+                return;
+            }
+            let hangs = async {
+                match &self.in_commit {
+                    Some(commit) => tokio::time::sleep_until(commit.deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.handle(engine, event),
+                    None => return,
+                },
+                () = engine.appended.notified(), if self.in_commit.is_none() => {}
+                () = hangs => {
+                    tracing::error!(
+                        "fdatasync has taken longer than {:?}: nothing more is acknowledged. The disk hangs; restart the \
+                         broker once it answers again, all that was acknowledged is there",
+                        self.sync_timeout
+                    );
+                    self.poison(engine);
+                }
+                () = stop.notified(), if !stopping => stopping = true,
+            }
+        }
+    }
+
+    /// Closes the open group when everything that has arrived has been read: closing at the first append would sync a
+    /// group of one and make the rest wait for it.
+    async fn hand_over(&mut self, engine: &Engine) {
+        if self.in_commit.is_some() || !engine.sequencer.borrow().log().has_group() {
+            return;
+        }
+        while engine.sequencer.borrow().log().buffered_bytes() < GROUP_BYTES {
+            let before = engine.appends.get();
+            tokio::task::yield_now().await;
+            if engine.appends.get() == before {
+                break;
+            }
+        }
+        let Some(group) = engine.sequencer.borrow_mut().take_group() else { return };
+        let bytes = group.share();
+        engine.counters.write_buffer_bytes.set(engine.sequencer.borrow().undurable_bytes());
+        if self.sabotages.has(Sabotage::ServeUnsynced) {
+            engine.with_sequencer(|sequencer, hub| sequencer.apply_durable(group.end(), &bytes, hub));
+        }
+        self.in_commit = Some(Commit { bytes, deadline: Instant::now() + self.sync_timeout });
+        self.log.commit(group);
+    }
+
+    fn supply(&mut self, engine: &Engine) {
+        if self.is_preparing {
+            return;
+        }
+        if let Some(len) = engine.sequencer.borrow().log().spare_wanted() {
+            self.is_preparing = true;
+            self.housekeeping.run(Job::PrepareSpare { len });
+        }
+    }
+
+    fn handle(&mut self, engine: &Engine, event: Event) {
+        match event {
+            Event::Log(LogOutcome::Committed { end, sealed, sync }) => {
+                let Some(Commit { bytes, .. }) = self.in_commit.take() else { return };
+                engine.counters.syncs.add(1);
+                engine.counters.log_sync_seconds.observe_duration(sync);
+                let now = engine.now().monotonic;
+                let waiting = engine.with_sequencer(|sequencer, hub| {
+                    sequencer.handle_committed(end, &bytes, now, hub);
+                    sequencer.undurable_bytes()
+                });
+                engine.counters.write_buffer_bytes.set(waiting);
+                engine.counters.log_bytes.set(end);
+                engine.room.notify_waiters();
+                if let Some(sealed) = sealed {
+                    self.housekeeping.run(Job::TrimSegment { number: sealed.number, file_len: sealed.file_len });
+                    let footers = engine.sequencer.borrow_mut().log_mut().index_mut().take_sealed();
+                    footers.into_iter().for_each(|index| self.housekeeping.run(Job::WriteFooter(index)));
+                }
+            }
+            Event::Log(LogOutcome::Poisoned(poisoned)) => {
+                tracing::error!("{poisoned}");
+                self.poison(engine);
+            }
+            Event::Housekeeping(job, outcome) => self.handle_housekeeping(engine, &job, outcome),
+        }
+    }
+
+    fn handle_housekeeping(&mut self, engine: &Engine, job: &Job, outcome: std::io::Result<JobOutcome>) {
+        let is_spare = matches!(job, Job::PrepareSpare { .. });
+        match outcome {
+            Ok(JobOutcome::Spare(spare)) => {
+                self.is_preparing = false;
+                engine.with_sequencer(|sequencer, _| {
+                    sequencer.log_mut().put_spare(spare);
+                    sequencer.set_supply(Supply::Coming);
+                });
+                engine.room.notify_waiters();
+            }
+            Ok(JobOutcome::FooterWritten { segment }) => {
+                engine.sequencer.borrow_mut().log_mut().index_mut().footer_written(segment);
+            }
+            Ok(JobOutcome::Done) => {}
+            Err(error) if is_spare => {
+                tracing::warn!(
+                    "the next segment file can't be prepared: {error}; publishes are refused once the active one is \
+                     full, and taken again as soon as there is space"
+                );
+                engine.sequencer.borrow_mut().set_supply(Supply::Failed);
+                engine.room.notify_waiters();
+                self.retry_supply(job);
+            }
+            // Derived files and leftovers: the next start tries again.
+            Err(error) => tracing::warn!("{job:?} failed and is left to the next start: {error}"),
+        }
+    }
+
+    /// Tries again later; until then `is_preparing` keeps a second try from starting.
+    fn retry_supply(&self, job: &Job) {
+        let Job::PrepareSpare { len } = *job else { return };
+        let jobs = self.housekeeping.jobs();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(SUPPLY_RETRY).await;
+            // The thread is gone only when the broker stops.
+            let _ = jobs.send(Job::PrepareSpare { len });
+        });
+    }
+
+    fn poison(&mut self, engine: &Engine) {
+        self.in_commit = None;
+        let failure = WireError::new(
+            ErrorCode::Poisoned,
+            "the broker's log refuses writes after a failure; what was not answered is not known to be stored",
+        );
+        engine.with_sequencer(|sequencer, hub| {
+            sequencer.poison();
+            hub.fail_sessions(&failure);
+        });
+        engine.monitor.poisoned();
+        engine.room.notify_waiters();
+    }
+}

@@ -1,0 +1,35 @@
+//! The tidelog event broker as a library: one append-only log, exactly-once publishing, ordered delivery over QUIC.
+//!
+//! ```no_run
+//! use tidelog::{Broker, BrokerConfig};
+//!
+//! let broker = Broker::start(BrokerConfig::in_memory())?;
+//! println!("connect to {}", broker.address());
+//! broker.shutdown();
+//! # Ok::<(), tidelog::StartError>(())
+//! ```
+//!
+//! [`Broker::start`] works from any runtime and from none: the broker has threads of its own, joined when it is dropped.
+//! How the parts work together is told in `ARCHITECTURE.md`.
+#![forbid(unsafe_code)]
+
+mod background;
+pub mod broker;
+pub mod clock;
+pub mod config;
+pub mod counters;
+mod engine;
+mod events;
+mod live;
+mod log_thread;
+#[cfg(feature = "http")]
+pub mod monitor;
+mod monitor_link;
+mod outbox;
+pub mod pending_answers;
+pub mod sequencer;
+pub mod server;
+pub mod state;
+
+pub use broker::{Broker, StartError};
+pub use config::{BrokerConfig, MediumChoice};

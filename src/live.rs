@@ -1,0 +1,264 @@
+//! Live delivery: batches go from the group that made them durable to the consumers that are caught up, without being read
+//! back. A consumer that falls behind loses its queue, not its records: it reads them from the log.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use tidelog_protocol::{Answer, ProducerId, StreamId, WireError};
+use tokio::sync::Notify;
+
+use crate::outbox::Outbox;
+use crate::sequencer::{LiveBatch, SessionKey, Sink};
+
+/// Batches that wait for one consumer, at most; beyond that it reads from the log.
+const QUEUE_BATCHES_MAX: usize = 512;
+/// And their bytes: slices pin the group buffers that they stand in.
+const QUEUE_BYTES_MAX: usize = 1 << 20;
+
+/// A consumer's queue of batches that have just become durable.
+#[derive(Debug, Default)]
+pub(crate) struct LiveQueue {
+    state: RefCell<LiveState>,
+    /// The stream has new durable records, queued or not.
+    pub(crate) news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct LiveState {
+    batches: VecDeque<LiveBatch>,
+    bytes: usize,
+    is_armed: bool,
+}
+
+impl LiveQueue {
+    /// The consumer has everything that is durable: from here on batches are queued for it.
+    pub(crate) fn arm(&self) {
+        self.state.borrow_mut().is_armed = true;
+    }
+
+    /// Whether it is queued for.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.state.borrow().is_armed
+    }
+
+    /// The next batch.
+    pub(crate) fn pop(&self) -> Option<LiveBatch> {
+        let mut state = self.state.borrow_mut();
+        let batch = state.batches.pop_front()?;
+        state.bytes -= batch.batch.payload.len();
+        Some(batch)
+    }
+
+    fn push(&self, batch: LiveBatch) {
+        let mut state = self.state.borrow_mut();
+        if state.is_armed {
+            let bytes = state.bytes + batch.batch.payload.len();
+            if !state.batches.is_empty() && (bytes > QUEUE_BYTES_MAX || state.batches.len() >= QUEUE_BATCHES_MAX) {
+                state.batches.clear();
+                state.bytes = 0;
+                state.is_armed = false;
+            } else {
+                state.bytes = bytes;
+                state.batches.push_back(batch);
+            }
+        }
+        drop(state);
+        self.news.notify_one();
+    }
+}
+
+/// All sessions that something is delivered to.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    outboxes: HashMap<SessionKey, Rc<Outbox>>,
+    /// The one session that writes as a producer.
+    writers: HashMap<ProducerId, SessionKey>,
+    followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,
+    next_key: u64,
+}
+
+impl Hub {
+    /// A new publishing session. One that writes as the same named producer is superseded.
+    pub(crate) fn open_session(
+        &mut self,
+        producer: ProducerId,
+        outbox: &Rc<Outbox>,
+        superseded: WireError,
+    ) -> SessionKey {
+        self.next_key += 1;
+        let key = SessionKey(self.next_key);
+        self.outboxes.insert(key, Rc::clone(outbox));
+        if producer != ProducerId::ANONYMOUS
+            && let Some(before) = self.writers.insert(producer, key)
+            && let Some(outbox) = self.outboxes.remove(&before)
+        {
+            outbox.fail(superseded);
+        }
+        key
+    }
+
+    /// The session is over.
+    pub(crate) fn close_session(&mut self, producer: ProducerId, key: SessionKey) {
+        self.outboxes.remove(&key);
+        if self.writers.get(&producer) == Some(&key) {
+            self.writers.remove(&producer);
+        }
+    }
+
+    /// Ends every publishing session with this.
+    pub(crate) fn fail_sessions(&mut self, failure: &WireError) {
+        for outbox in self.outboxes.values() {
+            outbox.fail(failure.clone());
+        }
+    }
+
+    /// A new consumer of a stream.
+    pub(crate) fn follow(&mut self, stream: StreamId) -> Rc<LiveQueue> {
+        let queue = Rc::new(LiveQueue::default());
+        self.followers.entry(stream).or_default().push(Rc::clone(&queue));
+        queue
+    }
+
+    /// The consumer is gone.
+    pub(crate) fn unfollow(&mut self, stream: StreamId, queue: &Rc<LiveQueue>) {
+        if let Some(queues) = self.followers.get_mut(&stream) {
+            queues.retain(|other| !Rc::ptr_eq(other, queue));
+            if queues.is_empty() {
+                self.followers.remove(&stream);
+            }
+        }
+    }
+}
+
+impl Sink for Hub {
+    fn answer(&mut self, session: SessionKey, answer: Answer) {
+        if let Some(outbox) = self.outboxes.get(&session) {
+            outbox.push(answer);
+        }
+    }
+
+    fn wants(&self, stream: StreamId) -> bool {
+        self.followers.contains_key(&stream)
+    }
+
+    fn deliver(&mut self, stream: StreamId, batch: LiveBatch) {
+        if let Some(queues) = self.followers.get(&stream) {
+            for queue in queues {
+                queue.push(batch.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use std::time::Duration;
+    use tidelog_protocol::ErrorCode;
+    use tidelog_storage::StoredBatch;
+
+    fn batch(base_offset: u64, len: usize) -> LiveBatch {
+        let payload = Bytes::from(vec![0; len]);
+        let batch = StoredBatch { base_offset, span: 1, skip: 0, wall_ms: 0, owner: [0; 16], payload };
+        LiveBatch { batch, received: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_consumer_that_falls_behind_loses_its_queue_and_is_told_of_news_all_the_same() {
+        let queue = LiveQueue::default();
+        queue.push(batch(0, 10));
+        assert!(queue.pop().is_none(), "nothing is queued for one that is not caught up");
+        queue.arm();
+        queue.push(batch(1, QUEUE_BYTES_MAX));
+        queue.push(batch(2, 1));
+        assert!(!queue.is_armed());
+        assert!(queue.pop().is_none());
+        queue.arm();
+        queue.push(batch(3, 1));
+        assert_eq!(queue.pop().map(|live| live.batch.base_offset), Some(3));
+    }
+
+    #[test]
+    fn the_newer_session_of_a_producer_supersedes_the_older() {
+        let mut hub = Hub::default();
+        let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
+        let error = || WireError::new(ErrorCode::Superseded, "superseded");
+        let producer = ProducerId::new(8);
+        let old_key = hub.open_session(producer, &old, error());
+        let new_key = hub.open_session(producer, &new, error());
+        assert!(old.has_failed() && !new.has_failed());
+        hub.close_session(producer, old_key);
+        assert_eq!(hub.writers.get(&producer), Some(&new_key));
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_batches_too() {
+        let queue = LiveQueue::default();
+        queue.arm();
+        (0..QUEUE_BATCHES_MAX as u64).for_each(|offset| queue.push(batch(offset, 0)));
+        assert!(queue.is_armed());
+        queue.push(batch(QUEUE_BATCHES_MAX as u64, 0));
+        assert!(!queue.is_armed() && queue.pop().is_none());
+    }
+
+    #[test]
+    fn one_batch_larger_than_the_bound_still_passes() {
+        let queue = LiveQueue::default();
+        queue.arm();
+        queue.push(batch(0, 2 * QUEUE_BYTES_MAX));
+        assert!(queue.is_armed() && queue.pop().is_some());
+        queue.push(batch(1, QUEUE_BYTES_MAX));
+        assert!(queue.is_armed(), "what was taken does not count any more");
+    }
+
+    #[test]
+    fn sessions_without_a_name_live_beside_each_other() {
+        let mut hub = Hub::default();
+        let (one, two) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
+        let error = || WireError::new(ErrorCode::Superseded, "superseded");
+        let first = hub.open_session(ProducerId::ANONYMOUS, &one, error());
+        hub.open_session(ProducerId::ANONYMOUS, &two, error());
+        assert!(!one.has_failed() && !two.has_failed());
+        hub.close_session(ProducerId::ANONYMOUS, first);
+        hub.fail_sessions(&WireError::new(ErrorCode::Poisoned, "poisoned"));
+        assert!(!one.has_failed() && two.has_failed(), "a closed session hears no more");
+    }
+
+    #[test]
+    fn answers_go_to_their_session_and_nowhere_once_it_is_superseded() {
+        let mut hub = Hub::default();
+        let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
+        let error = || WireError::new(ErrorCode::Superseded, "superseded");
+        let answer = Answer { outcome: tidelog_protocol::Outcome::Stored, base_offset: None, skip: 0 };
+        let old_key = hub.open_session(ProducerId::new(8), &old, error());
+        hub.answer(old_key, answer);
+        let new_key = hub.open_session(ProducerId::new(8), &new, error());
+        hub.answer(old_key, answer);
+        hub.answer(new_key, answer);
+        let mut out = bytes::BytesMut::new();
+        for outbox in [&old, &new] {
+            outbox.take(&mut out);
+            assert_eq!(outbox.answered_count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_stream_is_wanted_as_long_as_somebody_follows_it() {
+        let mut hub = Hub::default();
+        let stream = StreamId::new(8);
+        let (one, two) = (hub.follow(stream), hub.follow(stream));
+        [&one, &two].into_iter().for_each(|queue| queue.arm());
+        hub.deliver(stream, batch(0, 1));
+        hub.unfollow(stream, &one);
+        assert!(hub.wants(stream) && !hub.wants(StreamId::new(9)));
+        hub.deliver(stream, batch(1, 1));
+        let offsets = |queue: &LiveQueue| {
+            std::iter::from_fn(|| queue.pop()).map(|live| live.batch.base_offset).collect::<Vec<_>>()
+        };
+        assert_eq!((offsets(&one), offsets(&two)), (vec![0], vec![0, 1]));
+        hub.unfollow(stream, &two);
+        assert!(!hub.wants(stream));
+    }
+}

@@ -1,0 +1,306 @@
+//! A subscription: records of one stream, in offset order, on one QUIC stream. A consumer that is caught up is fed from
+//! the groups that have just become durable, one that is behind from the log; QUIC's flow control is the back-pressure.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tidelog_protocol::{
+    Damaged, DeliverHeader, ErrorCode, FrameKind, Offset, ProducerId, Response, ResponseFrame, ResponseResult,
+    SendHalf, StartAt, StreamId, WireError, encode_damaged, encode_deliver_header, encode_end, encode_producer_name,
+    write_all,
+};
+use tidelog_storage::{ReadOutcome, ReadPlan, StoredBatch};
+
+use crate::engine::Engine;
+use crate::live::LiveQueue;
+use crate::sequencer::error_of;
+use crate::server::session::{FrameReader, SessionEnd, write_json};
+use crate::state::owner_producer;
+
+/// One read from the log, and one write to the consumer, take about this many bytes.
+const BLOCK_BYTES: usize = 256 * 1_024;
+/// Smaller batches are copied together: few large writes are what matters most to QUIC, and a slice would pin the whole
+/// group buffer that it stands in.
+const COPY_BYTES_MAX: usize = 16 * 1_024;
+/// Producers whose names a subscription remembers having told; beyond that it tells them again.
+const NAMES_TOLD_MAX: usize = 4_096;
+
+/// The request that opens the subscription.
+#[derive(Debug)]
+pub(crate) struct Subscribe {
+    pub(crate) id: u64,
+    pub(crate) stream: StreamId,
+    pub(crate) from: StartAt,
+    pub(crate) follow: bool,
+}
+
+/// Serves the subscription to its end.
+pub(crate) async fn serve(
+    engine: &Rc<Engine>,
+    send: &mut dyn SendHalf,
+    reader: &mut FrameReader,
+    subscribe: Subscribe,
+) -> Result<(), SessionEnd> {
+    let opened = Subscription::open(engine, &subscribe).await?;
+    let (result, subscription) = match opened {
+        Ok(subscription) => {
+            let tail = Offset::new(subscription.tail());
+            (
+                ResponseResult::Ok(Response::Subscribed { start: Offset::new(subscription.next), tail }),
+                Some(subscription),
+            )
+        }
+        Err(refused) => (refused, None),
+    };
+    write_json(send, FrameKind::Response, &ResponseFrame { id: subscribe.id, result }).await?;
+    let Some(mut subscription) = subscription else { return Ok(()) };
+    subscription.run(send, reader).await
+}
+
+struct Subscription<'a> {
+    engine: &'a Rc<Engine>,
+    stream: StreamId,
+    queue: Rc<LiveQueue>,
+    /// The next offset to deliver.
+    next: u64,
+    /// Where it ends, unless it follows.
+    end: Option<u64>,
+    plan: Option<ReadPlan>,
+    out: Outgoing,
+}
+
+impl<'a> Subscription<'a> {
+    async fn open(
+        engine: &'a Rc<Engine>,
+        subscribe: &Subscribe,
+    ) -> Result<Result<Subscription<'a>, ResponseResult>, SessionEnd> {
+        let found = {
+            let sequencer = engine.sequencer.borrow();
+            let stream = sequencer.durable().catalogue.stream(subscribe.stream);
+            stream.map(|stream| (stream.head.get(), stream.tail.get()))
+        };
+        let Some((head, tail)) = found else { return Ok(Err(error_of(ErrorCode::StreamGone))) };
+        let queue = engine.hub.borrow_mut().follow(subscribe.stream);
+        let end = (!subscribe.follow).then_some(tail);
+        let out = Outgoing::default();
+        let mut subscription = Self { engine, stream: subscribe.stream, queue, next: head, end, plan: None, out };
+        subscription.next = match subscribe.from {
+            StartAt::Start => head,
+            StartAt::End => tail,
+            StartAt::Last { count } => tail.saturating_sub(count).max(head),
+            StartAt::Offset { offset } if offset.get() > tail => {
+                let message = format!("offset {offset} is past the end of the stream, which is {tail}");
+                let error = WireError::new(ErrorCode::PositionPastEnd, message).with_detail(tail);
+                return Ok(Err(ResponseResult::Error(error)));
+            }
+            StartAt::Offset { offset } => offset.get().max(head),
+            StartAt::Time { time_ms } => subscription.first_at(time_ms).await?.unwrap_or(tail),
+        };
+        Ok(Ok(subscription))
+    }
+
+    /// The offset of the first batch that was ordered at `time_ms` or later.
+    async fn first_at(&mut self, time_ms: i64) -> Result<Option<u64>, SessionEnd> {
+        let mut from = self.next;
+        loop {
+            let plan = self.engine.sequencer.borrow().log().index().plan_time(self.stream.get(), from, time_ms);
+            let Some(mut plan) = plan else { return Ok(None) };
+            while !plan.is_used_up() {
+                let (moved, outcomes) = self.read_log(plan, 1).await?;
+                plan = moved;
+                match outcomes.first() {
+                    Some(ReadOutcome::Batch(batch)) => return Ok(Some(batch.base_offset)),
+                    Some(ReadOutcome::Damaged { from, .. }) => return Ok(Some(*from)),
+                    None => {}
+                }
+            }
+            if plan.offset() <= from {
+                return Ok(None);
+            }
+            from = plan.offset();
+        }
+    }
+
+    fn tail(&self) -> u64 {
+        let sequencer = self.engine.sequencer.borrow();
+        sequencer.durable().catalogue.stream(self.stream).map_or(self.next, |stream| stream.tail.get())
+    }
+
+    async fn run(&mut self, send: &mut dyn SendHalf, reader: &mut FrameReader) -> Result<(), SessionEnd> {
+        loop {
+            if self.end.is_some_and(|end| self.next >= end) {
+                encode_end(Offset::new(self.end.unwrap_or(self.next)), self.out.small());
+                self.flush(send).await?;
+                return Ok(());
+            }
+            if self.take_live() {
+                self.flush(send).await?;
+                continue;
+            }
+            if self.next < self.tail() {
+                self.catch_up().await?;
+                self.flush(send).await?;
+                continue;
+            }
+            if !self.queue.is_armed() {
+                // Everything durable has been delivered; this thread alone moves the durable end, so nothing falls in
+                // between.
+                self.plan = None;
+                self.queue.arm();
+            }
+            tokio::select! {
+                () = self.queue.news.notified() => {}
+                end = reader.ended() => return Err(end),
+            }
+        }
+    }
+
+    /// Takes what the live queue has, up to about one block; `false` if there was nothing to deliver.
+    fn take_live(&mut self) -> bool {
+        let mut has_taken = false;
+        while self.out.bytes < BLOCK_BYTES
+            && let Some(live) = self.queue.pop()
+        {
+            if live.batch.next_offset() <= self.next {
+                continue;
+            }
+            assert_eq!(live.batch.base_offset, self.next, "a live queue has no gaps");
+            let handed = self.engine.now().monotonic;
+            self.engine.counters.end_to_end_seconds.observe_duration(handed.saturating_sub(live.received));
+            self.put(live.batch);
+            has_taken = true;
+        }
+        has_taken
+    }
+
+    /// Reads the next block from the log.
+    async fn catch_up(&mut self) -> Result<(), SessionEnd> {
+        let is_fresh = self.plan.is_none();
+        let plan = match self.plan.take() {
+            Some(plan) => plan,
+            None => {
+                let plan = self.engine.sequencer.borrow().log().index().plan(self.stream.get(), self.next);
+                let Some(plan) = plan else {
+                    // The stream has records and the log knows of none: they are lost.
+                    self.tell_damage(self.next, self.tail());
+                    return Ok(());
+                };
+                plan
+            }
+        };
+        let tail = self.tail();
+        let before = self.next;
+        let (plan, outcomes) = self.read_log(plan, BLOCK_BYTES).await?;
+        for outcome in outcomes {
+            match outcome {
+                ReadOutcome::Batch(batch) => self.put(batch),
+                ReadOutcome::Damaged { from, to } => self.tell_damage(from, to),
+            }
+        }
+        let is_used_up = plan.is_used_up();
+        self.plan = (!is_used_up).then_some(plan);
+        if is_used_up && is_fresh && self.next == before {
+            // A fresh plan that leads nowhere: the last records of the stream can't be read.
+            self.tell_damage(before, tail);
+        }
+        Ok(())
+    }
+
+    async fn read_log(&self, plan: ReadPlan, bytes_max: usize) -> Result<(ReadPlan, Vec<ReadOutcome>), SessionEnd> {
+        let visible_end = self.engine.sequencer.borrow().durable_position();
+        let Ok((plan, outcome)) = self.engine.reads.read(plan, visible_end, bytes_max).await else {
+            return Err(SessionEnd::failure(ErrorCode::Stopping, "the broker is stopping"));
+        };
+        match outcome {
+            Ok(outcomes) => Ok((plan, outcomes)),
+            Err(error) => {
+                tracing::error!("{error}");
+                Err(SessionEnd::failure(ErrorCode::Internal, format!("the log can't be read: {error}")))
+            }
+        }
+    }
+
+    fn tell_damage(&mut self, from: u64, to: u64) {
+        if from < to {
+            self.engine.counters.damaged_records.add(to - from);
+            encode_damaged(&Damaged { from: Offset::new(from), to: Offset::new(to) }, self.out.small());
+            self.next = self.next.max(to);
+        }
+    }
+
+    fn put(&mut self, batch: StoredBatch) {
+        let producer = owner_producer(&batch.owner);
+        self.tell_name(producer);
+        let delivered = batch.next_offset() - self.next.max(batch.base_offset);
+        self.engine.counters.records_delivered.add(delivered);
+        self.next = batch.next_offset();
+        let header = DeliverHeader {
+            base_offset: Offset::new(batch.base_offset),
+            time_ms: batch.wall_ms,
+            producer,
+            skip: batch.skip,
+        };
+        self.out.push(&header, batch.payload);
+    }
+
+    fn tell_name(&mut self, producer: ProducerId) {
+        if producer == ProducerId::ANONYMOUS || self.out.told.contains(&producer) {
+            return;
+        }
+        let sequencer = self.engine.sequencer.borrow();
+        if let Some(state) = sequencer.durable().producers.producer(producer) {
+            encode_producer_name(producer, &state.name, self.out.small());
+        }
+        if self.out.told.len() >= NAMES_TOLD_MAX {
+            self.out.told.clear();
+        }
+        self.out.told.insert(producer);
+    }
+
+    async fn flush(&mut self, send: &mut dyn SendHalf) -> Result<(), SessionEnd> {
+        let mut chunks = self.out.take();
+        write_all(send, &mut chunks).await?;
+        Ok(())
+    }
+}
+
+impl Drop for Subscription<'_> {
+    fn drop(&mut self) {
+        self.engine.hub.borrow_mut().unfollow(self.stream, &self.queue);
+    }
+}
+
+/// What is to be written next: small pieces copied together, large batches as they are.
+#[derive(Debug, Default)]
+struct Outgoing {
+    chunks: Vec<Bytes>,
+    small: BytesMut,
+    bytes: usize,
+    told: HashSet<ProducerId>,
+}
+
+impl Outgoing {
+    fn small(&mut self) -> &mut BytesMut {
+        &mut self.small
+    }
+
+    fn push(&mut self, header: &DeliverHeader, payload: Bytes) {
+        self.bytes += payload.len();
+        self.small.extend_from_slice(&encode_deliver_header(header, payload.len()));
+        if payload.len() < COPY_BYTES_MAX {
+            self.small.extend_from_slice(&payload);
+        } else {
+            self.chunks.push(self.small.split().freeze());
+            self.chunks.push(payload);
+        }
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        if !self.small.is_empty() {
+            self.chunks.push(self.small.split().freeze());
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+}

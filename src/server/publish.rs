@@ -1,0 +1,141 @@
+//! A publishing session: batches in, answers out, on one QUIC stream.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::BytesMut;
+use tidelog_protocol::{
+    AttemptId, Epoch, ErrorCode, FrameKind, ProducerId, ResponseFrame, ResponseResult, SendHalf, WireError, write_all,
+};
+use tokio::sync::oneshot;
+
+use crate::engine::Engine;
+use crate::outbox::Outbox;
+use crate::sequencer::{Ordered, SessionKey, Step, error_of};
+use crate::server::session::{FrameReader, SessionEnd, write_json};
+use crate::state::Grant;
+
+/// Batches of one session that may wait for their answers; beyond that the session is not read.
+const UNANSWERED_MAX: u64 = 16_384;
+
+/// The request that opens the session.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    pub(crate) id: u64,
+    pub(crate) producer: ProducerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) attempt: AttemptId,
+    pub(crate) accepted: bool,
+}
+
+/// Serves the session to its end.
+pub(crate) async fn serve(
+    engine: &Rc<Engine>,
+    send: &mut dyn SendHalf,
+    reader: &mut FrameReader,
+    attach: Attach,
+) -> Result<(), SessionEnd> {
+    let (to, answer) = oneshot::channel();
+    let grant = engine.sequencer.borrow_mut().attach(attach.producer, attach.epoch, attach.attempt, to);
+    engine.touched();
+    // The older session is superseded at once, not when the answer leaves: from here on this one writes.
+    let outbox = Rc::new(Outbox::new(attach.accepted));
+    let session = grant.ok().map(|grant| Session::open(engine, grant, &outbox));
+    let result = answer.await.unwrap_or_else(|_| error_of(ErrorCode::Poisoned));
+    let is_attached = matches!(result, ResponseResult::Ok(_));
+    write_json(send, FrameKind::Response, &ResponseFrame { id: attach.id, result }).await?;
+    let Some(session) = session.filter(|_| is_attached) else { return Ok(()) };
+
+    let reading = Cell::new(true);
+    let incoming = async {
+        let end = session.read_batches(reader).await;
+        reading.set(false);
+        // Wakes the writer, which may have nothing left to wait for.
+        outbox.filled.notify_one();
+        end
+    };
+    let outgoing = session.write_answers(send, &reading);
+    let (incoming, outgoing) = tokio::join!(
+        async {
+            tokio::select! {
+                end = incoming => end,
+                () = outbox_failed(&outbox) => Ok(()),
+            }
+        },
+        outgoing
+    );
+    outgoing.and(incoming)
+}
+
+async fn outbox_failed(outbox: &Outbox) {
+    while !outbox.has_failed() && !outbox.has_ended() {
+        outbox.ended.notified().await;
+    }
+}
+
+struct Session<'a> {
+    engine: &'a Rc<Engine>,
+    outbox: &'a Rc<Outbox>,
+    grant: Grant,
+    key: SessionKey,
+    received: Cell<u64>,
+}
+
+impl<'a> Session<'a> {
+    fn open(engine: &'a Rc<Engine>, grant: Grant, outbox: &'a Rc<Outbox>) -> Self {
+        let superseded = WireError::new(
+            ErrorCode::Superseded,
+            "the same producer session was resumed on another connection, which goes on in its place",
+        );
+        let key = engine.hub.borrow_mut().open_session(grant.producer, outbox, superseded);
+        Self { engine, outbox, grant, key, received: Cell::new(0) }
+    }
+
+    async fn read_batches(&self, reader: &mut FrameReader) -> Result<(), SessionEnd> {
+        while let Some(frame) = reader.next().await? {
+            if frame.kind != FrameKind::Publish {
+                let message = format!("a frame {:?} has no place in a publishing session", frame.kind);
+                return Err(SessionEnd::failure(ErrorCode::Malformed, message));
+            }
+            self.received.set(self.received.get() + 1);
+            let step = self.engine.publish(self.key, &self.grant, &frame.body).await;
+            self.outbox.ordered(self.received.get(), step == Step::Decided(Ordered::Refused));
+            while self.unanswered() >= UNANSWERED_MAX {
+                self.outbox.answered.notified().await;
+            }
+        }
+        Ok(())
+    }
+
+    fn unanswered(&self) -> u64 {
+        self.received.get().saturating_sub(self.outbox.answered_count())
+    }
+
+    async fn write_answers(&self, send: &mut dyn SendHalf, reading: &Cell<bool>) -> Result<(), SessionEnd> {
+        let mut out = BytesMut::new();
+        loop {
+            let ends = self.outbox.take(&mut out);
+            if !out.is_empty() {
+                let written = write_all(send, &mut [out.split().freeze()]).await;
+                if let Err(error) = written {
+                    self.outbox.end();
+                    return Err(error.into());
+                }
+            }
+            if ends {
+                self.outbox.end();
+                return Ok(());
+            }
+            if !reading.get() && self.unanswered() == 0 {
+                return Ok(());
+            }
+            self.outbox.filled.notified().await;
+        }
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.engine.hub.borrow_mut().close_session(self.grant.producer, self.key);
+    }
+}

@@ -1,0 +1,256 @@
+//! What an entry of the log changes, and how the broker's facts stand in it.
+
+use bytes::{Buf, BufMut};
+use tidelog_protocol::{
+    AttemptId, BatchHeader, Epoch, Offset, ProducerId, ProducerName, Sequence, StreamId, StreamName, StreamSettings,
+};
+use tidelog_storage::{EntryHead, EntryKind, Fact, FactKind, Facts, FactsTooLong};
+
+/// A stream came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamCreated {
+    /// Position of the entry that made it.
+    pub id: StreamId,
+    /// Its name.
+    pub name: StreamName,
+    /// What it was made with.
+    pub settings: StreamSettings,
+    /// Wall clock, milliseconds since the Unix epoch.
+    pub created_ms: i64,
+}
+
+/// A producer was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochRaised {
+    /// Position of the entry that first made it.
+    pub id: ProducerId,
+    /// Its name.
+    pub name: ProducerName,
+    /// The epoch from here on.
+    pub epoch: Epoch,
+    /// Who opened it: a retry with the same attempt is the same open.
+    pub attempt: AttemptId,
+    /// Position of this entry.
+    pub decided_at: u64,
+}
+
+/// A batch was appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchAppended {
+    /// The producer's header.
+    pub header: BatchHeader,
+    /// Whose it is.
+    pub producer: ProducerId,
+    /// The producer's epoch.
+    pub epoch: Epoch,
+    /// Offset of its first record that counts.
+    pub base_offset: Offset,
+    /// How many records count.
+    pub span: u32,
+    /// Leading records that do not.
+    pub skip: u32,
+    /// Wall clock at ordering.
+    pub wall_ms: i64,
+    /// Bytes of the entry in the log.
+    pub stored_bytes: u64,
+    /// Position of the entry.
+    pub decided_at: u64,
+}
+
+/// What an entry changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A stream came to be.
+    StreamCreated(StreamCreated),
+    /// A producer was opened.
+    EpochRaised(EpochRaised),
+    /// A batch was appended.
+    BatchAppended(BatchAppended),
+}
+
+/// An entry contradicts what came before it, or can't be understood though its checksum is right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the entry at position {position} {what}")]
+pub struct ReplayError {
+    /// Where it stands.
+    pub position: u64,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+const STREAM_LIVE: u8 = 1;
+
+impl BatchAppended {
+    /// The stream's next offset after this batch.
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        Offset::new(self.base_offset.get() + u64::from(self.span))
+    }
+
+    /// The sequence that the producer's last record must have had before this batch; [`Sequence::NONE`] if it is the
+    /// first, or anonymous.
+    #[must_use]
+    pub fn sequence_before(&self) -> Sequence {
+        Sequence::new(self.header.previous.get() + u64::from(self.skip))
+    }
+}
+
+impl StreamCreated {
+    /// As it stands in an entry at position `self.id`.
+    ///
+    /// # Errors
+    /// Never for a checked name: it fits.
+    pub fn to_facts(&self) -> Result<Facts, FactsTooLong> {
+        let mut value = Vec::with_capacity(25 + self.name.as_str().len());
+        value.put_u8(STREAM_LIVE);
+        value.put_i64_le(self.created_ms);
+        value.put_u64_le(self.settings.max_age_ms.unwrap_or(0));
+        value.put_u64_le(self.settings.max_bytes.unwrap_or(0));
+        value.put_slice(self.name.as_str().as_bytes());
+        let key = self.id.get().to_le_bytes();
+        let mut facts = Facts::default();
+        facts.push(Fact { kind: FactKind::Stream, key: &key, decided_at: self.id.get(), value: &value })?;
+        Ok(facts)
+    }
+
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let id = u64::from_le_bytes(*fact.key.first_chunk()?);
+        let (mut fixed, name) = fact.value.split_at_checked(25)?;
+        if fixed.get_u8() != STREAM_LIVE {
+            return None;
+        }
+        let created_ms = fixed.get_i64_le();
+        let max_age_ms = Some(fixed.get_u64_le()).filter(|age| *age > 0);
+        let max_bytes = Some(fixed.get_u64_le()).filter(|bytes| *bytes > 0);
+        let name = StreamName::new(std::str::from_utf8(name).ok()?).ok()?;
+        Some(Self { id: StreamId::new(id), name, settings: StreamSettings { max_age_ms, max_bytes }, created_ms })
+    }
+}
+
+impl EpochRaised {
+    /// As it stands in an entry at position `self.decided_at`.
+    ///
+    /// # Errors
+    /// Never for a checked name: it fits.
+    pub fn to_facts(&self) -> Result<Facts, FactsTooLong> {
+        let mut value = Vec::with_capacity(24 + self.name.as_str().len());
+        value.put_u64_le(self.epoch.get());
+        value.put_slice(self.attempt.as_bytes());
+        value.put_slice(self.name.as_str().as_bytes());
+        let key = self.id.get().to_le_bytes();
+        let mut facts = Facts::default();
+        facts.push(Fact { kind: FactKind::Producer, key: &key, decided_at: self.decided_at, value: &value })?;
+        Ok(facts)
+    }
+
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let id = u64::from_le_bytes(*fact.key.first_chunk()?);
+        let (mut fixed, name) = fact.value.split_at_checked(24)?;
+        let epoch = Epoch::new(fixed.get_u64_le());
+        let attempt = AttemptId::new(*fixed.first_chunk()?);
+        let name = ProducerName::new(std::str::from_utf8(name).ok()?).ok()?;
+        Some(Self { id: ProducerId::new(id), name, epoch, attempt, decided_at: fact.decided_at })
+    }
+}
+
+/// The owner bytes of a batch's entry.
+#[must_use]
+pub fn owner(producer: ProducerId, epoch: Epoch) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut out = bytes.as_mut_slice();
+    out.put_u64_le(producer.get());
+    out.put_u64_le(epoch.get());
+    bytes
+}
+
+/// The producer in an entry's owner bytes.
+#[must_use]
+pub fn owner_producer(owner: &[u8; 16]) -> ProducerId {
+    ProducerId::new(owner.as_slice().get_u64_le())
+}
+
+/// The changes that an entry makes, in order.
+///
+/// # Errors
+/// If its checksum is right and its content makes no sense: damage from before the checksum was made.
+pub fn changes(head: &EntryHead<'_>) -> Result<Vec<Change>, ReplayError> {
+    let position = head.header.position;
+    let error = |what: &str| ReplayError { position, what: what.to_owned() };
+    if head.header.kind == EntryKind::Records {
+        let header = BatchHeader::decode(head.head).map_err(|cause| error(&format!("holds no batch: {cause}")))?;
+        if header.stream.get() != head.header.subject {
+            return Err(error(&format!(
+                "is of stream {} and holds a batch for {}",
+                head.header.subject, header.stream
+            )));
+        }
+        if u64::from(head.header.span) + u64::from(head.header.skip) != u64::from(header.count) {
+            return Err(error("counts other records than its batch holds"));
+        }
+        let mut owner = head.header.owner.as_slice();
+        return Ok(vec![Change::BatchAppended(BatchAppended {
+            header,
+            producer: ProducerId::new(owner.get_u64_le()),
+            epoch: Epoch::new(owner.get_u64_le()),
+            base_offset: Offset::new(head.header.base_offset),
+            span: head.header.span,
+            skip: head.header.skip,
+            wall_ms: head.header.wall_ms,
+            stored_bytes: head.header.stored_len(),
+            decided_at: position,
+        })]);
+    }
+    let mut changes = Vec::new();
+    for fact in head.facts() {
+        match fact.kind {
+            FactKind::Stream => {
+                let created = StreamCreated::from_fact(&fact).ok_or_else(|| error("holds a broken stream fact"))?;
+                changes.push(Change::StreamCreated(created));
+            }
+            FactKind::Producer => {
+                let raised = EpochRaised::from_fact(&fact).ok_or_else(|| error("holds a broken producer fact"))?;
+                changes.push(Change::EpochRaised(raised));
+            }
+            _ => {}
+        }
+    }
+    Ok(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only_fact<T>(facts: &Facts, read: impl Fn(&Fact<'_>) -> Option<T>) -> Option<T> {
+        // The facts are read back the way a replay reads them: out of the encoded bytes.
+        let bytes = facts.as_bytes();
+        let key_len = usize::from(bytes[1]);
+        let value_len = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+        let decided_at = u64::from_le_bytes(bytes[4 + key_len..12 + key_len].try_into().unwrap());
+        let value = &bytes[12 + key_len..12 + key_len + value_len];
+        read(&Fact { kind: FactKind::Stream, key: &bytes[4..4 + key_len], decided_at, value })
+    }
+
+    #[test]
+    fn a_stream_with_the_longest_name_reads_back() {
+        let created = StreamCreated {
+            id: StreamId::new(4_096),
+            name: StreamName::new("n".repeat(255)).unwrap(),
+            settings: StreamSettings { max_age_ms: Some(5), max_bytes: None },
+            created_ms: -1,
+        };
+        assert_eq!(only_fact(&created.to_facts().unwrap(), StreamCreated::from_fact), Some(created));
+    }
+
+    #[test]
+    fn an_epoch_reads_back() {
+        let raised = EpochRaised {
+            id: ProducerId::new(8),
+            name: ProducerName::new("billing").unwrap(),
+            epoch: Epoch::new(3),
+            attempt: AttemptId::new([7; 16]),
+            decided_at: 16,
+        };
+        assert_eq!(only_fact(&raised.to_facts().unwrap(), EpochRaised::from_fact), Some(raised));
+    }
+}

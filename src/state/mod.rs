@@ -1,0 +1,117 @@
+//! The broker's state: the fold of the log. Pure: changes in, answers out; no sockets, no files, no clock.
+//!
+//! There are two of it. The ordered one counts everything that has been appended and decides what is admitted; the
+//! durable one counts what fdatasync has covered and is what readers and answers see. After a failed write the ordered
+//! one goes with the process.
+
+mod catalogue;
+mod change;
+mod holes;
+mod producers;
+mod recent;
+
+pub use catalogue::{Catalogue, CreateRefusal, StreamState};
+pub use change::{BatchAppended, Change, EpochRaised, ReplayError, StreamCreated, changes, owner, owner_producer};
+pub use producers::{Admission, Grant, OpenDecision, ProducerState, ProducerTable, Refusal, SequenceState, Verdict};
+
+use std::ops::Range;
+
+use tidelog_protocol::{ErrorCode, ProducerId, StreamId};
+use tidelog_storage::Sabotages;
+
+use holes::Holes;
+
+/// One fold of the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The streams.
+    pub catalogue: Catalogue,
+    /// The producers, and what each has written.
+    pub producers: ProducerTable,
+    holes: Holes,
+}
+
+impl State {
+    /// An empty state; `sabotages` is nothing in a released binary.
+    #[must_use]
+    pub fn new(sabotages: Sabotages) -> Self {
+        Self { producers: ProducerTable::new(sabotages), ..Self::default() }
+    }
+
+    /// Counts a change in. Changes come in log order.
+    ///
+    /// # Errors
+    /// What in it contradicts what came before: damage, to be told. The change is counted as far as it makes sense, and
+    /// nothing ever goes back.
+    pub fn apply(&mut self, change: &Change) -> Result<(), ReplayError> {
+        match change {
+            Change::StreamCreated(created) => self.catalogue.apply_created(created),
+            Change::EpochRaised(raised) => self.producers.apply_epoch(raised),
+            Change::BatchAppended(batch) => {
+                // Both count it, whatever the other finds wrong with it.
+                let producers = self.producers.apply_batch(batch);
+                self.catalogue.apply_batch(batch).and(producers)
+            }
+        }
+    }
+
+    /// Counts in a range of the log of which nothing can be read.
+    pub fn apply_hole(&mut self, hole: Range<u64>) {
+        self.holes.push(hole);
+    }
+
+    /// Judges a batch against what is ordered so far. Nothing is changed: the caller appends and applies.
+    #[must_use]
+    pub fn admit(&self, grant: &Grant, batch: &Admission<'_>) -> Verdict {
+        let id = batch.header.stream;
+        if self.stream_is_doubtful(id) {
+            return Verdict::refused(ErrorCode::Damaged);
+        }
+        if self.catalogue.stream(id).is_none() {
+            return Verdict::refused(ErrorCode::StreamGone);
+        }
+        if (grant.producer == ProducerId::ANONYMOUS) != batch.header.is_anonymous() {
+            return Verdict::refused(ErrorCode::Malformed);
+        }
+        if grant.producer == ProducerId::ANONYMOUS {
+            return Verdict::Append { skip: 0 };
+        }
+        let is_doubtful = !self.holes.is_empty()
+            && (self.producer_is_doubtful(grant.producer) || self.sequence_is_doubtful(grant.producer, id));
+        if is_doubtful {
+            return Verdict::refused(ErrorCode::Damaged);
+        }
+        self.producers.admit(grant, batch)
+    }
+
+    /// Whether what a name stands for may have been changed by entries that are lost: it is unknown, and may have been
+    /// given in a hole.
+    #[must_use]
+    pub fn absent_name_is_doubtful(&self) -> bool {
+        self.holes.may_hide(0, 0)
+    }
+
+    /// Whether a newer epoch of a producer may be lost, or all of it.
+    #[must_use]
+    pub fn producer_is_doubtful(&self, producer: ProducerId) -> bool {
+        let decided_at = self.producers.producer(producer).map_or(0, |state| state.decided_at);
+        self.holes.may_hide(decided_at, producer.get())
+    }
+
+    /// Whether newer records of a producer in a stream may be lost.
+    #[must_use]
+    pub fn sequence_is_doubtful(&self, producer: ProducerId, stream: StreamId) -> bool {
+        let decided_at = self.producers.sequence(producer, stream).map_or(0, |state| state.decided_at);
+        self.holes.may_hide(decided_at, producer.get().max(stream.get()))
+    }
+
+    /// Whether a stream's end may lie in a hole of the log, or all of it.
+    #[must_use]
+    pub fn stream_is_doubtful(&self, stream: StreamId) -> bool {
+        let decided_at = self.catalogue.stream(stream).map_or(0, |state| state.decided_at);
+        self.holes.may_hide(decided_at, stream.get())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! A real broker and the real client over QUIC: what goes in comes out, once, in order, also after restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidelog::clock::{Clock, ManualClock};
+use tidelog::{Broker, BrokerConfig};
+use tidelog_client::{Client, ClientConfig, ReaderEvent};
+use tidelog_protocol::{ProducerName, Record, StartAt, StreamName, StreamSettings};
+
+async fn connect(broker: &Broker) -> Client {
+    let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
+    Client::connect(config).await.unwrap()
+}
+
+fn on_disk(folder: &std::path::Path) -> BrokerConfig {
+    BrokerConfig { listen: "127.0.0.1:0".parse().unwrap(), http: None, ..BrokerConfig::on_disk(folder) }
+}
+
+fn name(text: &str) -> StreamName {
+    StreamName::new(text).unwrap()
+}
+
+async fn values(client: &Client, stream: &str, from: StartAt) -> Vec<(u64, Bytes)> {
+    let mut reader = client.reader(name(stream)).from(from).open().await.unwrap();
+    let mut all = Vec::new();
+    while let Some(event) = reader.next_batch().await.unwrap() {
+        let ReaderEvent::Batch(batch) = event else { panic!("{event:?}") };
+        for record in batch {
+            let record = record.unwrap();
+            all.push((record.offset.get(), record.record.value));
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn records_come_out_as_they_went_in_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Broker::start(on_disk(folder.path())).unwrap();
+    let client = connect(&broker).await;
+    let orders = client.create_stream(&name("orders"), StreamSettings::default(), true).await.unwrap();
+    let producer = client.producer(ProducerName::new("shop").unwrap()).open().await.unwrap();
+    let publisher = producer.stream(&orders).await.unwrap();
+    for number in 0..10_000_u32 {
+        publisher.send(Record::new(format!("order {number}").into_bytes())).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    assert_eq!((publisher.published(), publisher.duplicates()), (10_000, 0));
+    producer.close().await.unwrap();
+
+    let expected: Vec<_> = (0..10_000).map(|number| (number, Bytes::from(format!("order {number}")))).collect();
+    assert_eq!(values(&client, "orders", StartAt::Start).await, expected);
+    assert_eq!(values(&client, "orders", StartAt::Last { count: 3 }).await, expected[9_997..]);
+    client.close().await;
+    broker.shutdown();
+
+    let broker = Broker::start(on_disk(folder.path())).unwrap();
+    assert_eq!(broker.recovery_report().damages, []);
+    let client = connect(&broker).await;
+    assert_eq!(values(&client, "orders", StartAt::Start).await, expected);
+    let producer = client.producer(ProducerName::new("shop").unwrap()).open().await.unwrap();
+    let publisher = producer.stream(name("orders")).await.unwrap();
+    assert_eq!(publisher.last_sequence().get(), 10_000);
+    client.close().await;
+    broker.shutdown();
+}
+
+#[tokio::test]
+async fn a_time_is_found_however_far_into_a_segment_it_lies() {
+    let clock = Arc::new(ManualClock::new(1_000));
+    let config = BrokerConfig { http: None, ..BrokerConfig::in_memory() };
+    let broker = Broker::start_with_clock(config, Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
+    let client = connect(&broker).await;
+    let events = client.create_stream(&name("events"), StreamSettings::default(), false).await.unwrap();
+    let producer = client.anonymous_producer().open().await.unwrap();
+    let publisher = producer.stream(&events).await.unwrap();
+    for second in 0..30_u64 {
+        for _ in 0..10 {
+            publisher.send_value(&vec![second as u8; 64 << 10]).await.unwrap();
+        }
+        publisher.flush().await.unwrap();
+        clock.advance(Duration::from_secs(1));
+    }
+    for second in [0_u64, 1, 13, 28, 29] {
+        let time_ms = 1_000 + second as i64 * 1_000;
+        for earlier_ms in [0, 999] {
+            let from = StartAt::Time { time_ms: time_ms - earlier_ms };
+            let found = values(&client, "events", from).await;
+            assert_eq!(found.first().map(|(offset, _)| *offset), Some(second * 10), "{time_ms} - {earlier_ms}");
+            assert_eq!(found.len() as u64, 300 - second * 10);
+        }
+    }
+    assert_eq!(values(&client, "events", StartAt::Time { time_ms: 1 << 40 }).await, []);
+    client.close().await;
+    broker.shutdown();
+}
+
+#[tokio::test]
+async fn a_follower_sees_each_record_as_it_becomes_durable() {
+    let broker = Broker::start(BrokerConfig { http: None, ..BrokerConfig::in_memory() }).unwrap();
+    let client = connect(&broker).await;
+    let events = client.create_stream(&name("events"), StreamSettings::default(), false).await.unwrap();
+    let mut reader = client.reader(&events).follow(true).open().await.unwrap();
+    let producer = client.anonymous_producer().open().await.unwrap();
+    let publisher = producer.stream(&events).await.unwrap();
+    for number in 0..200_u64 {
+        publisher.send_value(&number.to_le_bytes()).await.unwrap();
+        publisher.flush().await.unwrap();
+        let Some(ReaderEvent::Batch(batch)) = reader.next_batch().await.unwrap() else { panic!("no batch") };
+        assert_eq!(batch.base_offset().get(), number);
+        let record = batch.into_iter().next().unwrap().unwrap();
+        assert_eq!(record.record.value, number.to_le_bytes().as_slice());
+    }
+    client.close().await;
+    broker.shutdown();
+}
