@@ -29,6 +29,7 @@ mod recovery;
 mod sabotage;
 mod scan;
 mod segment;
+mod segment_files;
 mod survey;
 mod verify;
 mod walk;

@@ -13,16 +13,13 @@ use bytes::{Bytes, BytesMut};
 use crate::entry::{self, ENTRY_HEADER_LEN, EntryHeader, EntryKind, HeadPlace};
 use crate::footer;
 use crate::index::{POINT_SPACING_BYTES, Point, SegmentIndex};
-use crate::medium::{Medium, MediumFile, read_exact_at};
+use crate::medium::{Medium, read_exact_at};
 use crate::scan::{Scan, Scanned};
-use crate::segment::{
-    self, ENTRIES_AT, HeaderCopy, Predecessor, SEGMENT_HEADER_LEN, SegmentHeader, file_offset, segment_name,
-};
+use crate::segment::{ENTRIES_AT, file_offset, segment_name};
+use crate::segment_files::{KnownSegment, OpenSegment, SegmentFiles};
 
 /// One read takes this many bytes, unless a single entry is larger.
 const BLOCK_BYTES: usize = 256 * 1_024;
-/// Segment files kept open for reading.
-const FILES_MAX: usize = 64;
 /// Footers kept in memory.
 const FOOTERS_MAX: usize = 16;
 
@@ -121,35 +118,19 @@ pub struct ReadError {
     pub source: io::Error,
 }
 
-#[derive(Debug)]
-struct OpenSegment {
-    header: SegmentHeader,
-    file: Arc<dyn MediumFile>,
-}
-
 /// Reads segments; belongs on a thread of its own, since it waits for the disk.
 #[derive(Debug)]
 pub struct ColdReader {
     medium: Arc<dyn Medium>,
+    segments: SegmentFiles,
     /// The most recently used last.
-    files: VecDeque<Arc<OpenSegment>>,
     footers: VecDeque<Arc<SegmentIndex>>,
-    /// Segments of which the files themselves do not tell all.
-    known: Vec<KnownSegment>,
-}
-
-/// A segment whose header can't be read from its own file, or whose end not from the next one's, as recovery worked them
-/// out.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct KnownSegment {
-    pub(crate) header: SegmentHeader,
-    /// Position behind its last entry.
-    pub(crate) end: u64,
 }
 
 impl ColdReader {
     pub(crate) fn new(medium: Arc<dyn Medium>, known: Vec<KnownSegment>) -> Self {
-        Self { medium, files: VecDeque::new(), footers: VecDeque::new(), known }
+        let segments = SegmentFiles::new(Arc::clone(&medium), known);
+        Self { medium, segments, footers: VecDeque::new() }
     }
 
     /// Reads on along `plan`: up to about `bytes_max` of payload below the log position `visible_end`. The plan has moved
@@ -184,14 +165,14 @@ impl ColdReader {
     fn resolve(&mut self, plan: &mut ReadPlan, segment: u64, goes_back: bool) -> Result<(), ReadError> {
         let Some(index) = self.footer(segment)? else {
             // The file is gone. What it held is told when the next batch behind it is found.
-            if goes_back && let Some(older) = self.older_segment(segment)? {
+            if goes_back && let Some(older) = self.segments.older(segment)? {
                 plan.path.push(Step::Footer { segment: older, goes_back: true });
             }
             return Ok(());
         };
         let Some(found) = index.subjects.get(&plan.subject) else {
             // Whoever sent us here only knew that this segment is the one before.
-            let previous = self.segment(segment)?.and_then(|open| open.header.predecessor);
+            let previous = self.segments.open(segment)?.and_then(|open| open.header.predecessor);
             if goes_back && let Some(previous) = previous {
                 plan.path.push(Step::Footer { segment: previous.number, goes_back: true });
             }
@@ -225,7 +206,7 @@ impl ColdReader {
             points.clear();
             return Ok(());
         }
-        let Some(open) = self.segment(segment)? else {
+        let Some(open) = self.segments.open(segment)? else {
             points.clear();
             return Ok(());
         };
@@ -261,34 +242,6 @@ impl ColdReader {
         Ok(())
     }
 
-    /// A segment's file and header; `None` if there is no such file any more, or nothing that says where it belongs.
-    fn segment(&mut self, number: u64) -> Result<Option<Arc<OpenSegment>>, ReadError> {
-        if let Some(at) = self.files.iter().position(|open| open.header.number == number)
-            && let Some(open) = self.files.remove(at)
-        {
-            self.files.push_back(Arc::clone(&open));
-            return Ok(Some(open));
-        }
-        let name = segment_name(number);
-        let file = match self.medium.open_read(&name) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ReadError { file: name, source }),
-        };
-        let header = match self.header_in_file(number) {
-            // What stands in the file is not what it should be; the segment behind it knows.
-            Err(error) if is_damage(&error) => self.infer_header(number),
-            read => read.map(Some),
-        };
-        let Some(header) = header.map_err(|source| ReadError { file: name, source })? else { return Ok(None) };
-        let open = Arc::new(OpenSegment { header, file });
-        self.files.push_back(Arc::clone(&open));
-        if self.files.len() > FILES_MAX {
-            self.files.pop_front();
-        }
-        Ok(Some(open))
-    }
-
     /// The index of a sealed segment; `None` if there is no such segment any more.
     fn footer(&mut self, segment: u64) -> Result<Option<Arc<SegmentIndex>>, ReadError> {
         if let Some(at) = self.footers.iter().position(|index| index.number == segment)
@@ -297,7 +250,7 @@ impl ColdReader {
             self.footers.push_back(Arc::clone(&index));
             return Ok(Some(index));
         }
-        let Some(open) = self.segment(segment)? else { return Ok(None) };
+        let Some(open) = self.segments.open(segment)? else { return Ok(None) };
         let written = footer::read(self.medium.as_ref(), segment)
             .map_err(|source| ReadError { file: footer::footer_name(segment), source })?;
         let index = match written.filter(|index| index.salt == open.header.salt && index.base == open.header.base) {
@@ -324,11 +277,7 @@ impl ColdReader {
         let name = segment_name(open.header.number);
         let to_error = |source| ReadError { file: name.clone(), source };
         // What lies behind the end was cut off by a start and must stay unseen.
-        let known = self.known.iter().find(|known| known.header.number == open.header.number);
-        let end = match known.map(|known| known.end) {
-            Some(end) => Some(end),
-            None => self.successor(open.header.number).map_err(to_error)?.map(|(after, _)| after.base),
-        };
+        let end = self.segments.end_of(open.header.number).map_err(to_error)?;
         let Some(end) = end else { return Ok(None) };
         let in_file = open.file.len().map_err(to_error)?.saturating_sub(ENTRIES_AT);
         let len = in_file.min(end.saturating_sub(open.header.base));
@@ -347,72 +296,6 @@ impl ColdReader {
         }
         Ok(Some(index))
     }
-
-    /// The header of the segment behind `number`, and what it says of that one; `None` if no segment names it.
-    fn successor(&self, number: u64) -> io::Result<Option<(SegmentHeader, Predecessor)>> {
-        let mut numbers: Vec<u64> =
-            self.medium.list()?.iter().filter_map(|file| segment::segment_number(&file.name)).collect();
-        numbers.sort_unstable();
-        let mut damaged = Vec::new();
-        for later in numbers.into_iter().filter(|later| *later > number) {
-            let mut header = match self.header_in_file(later) {
-                Err(error) if is_damage(&error) => {
-                    damaged.push(later);
-                    continue;
-                }
-                read => read?,
-            };
-            // Back through those between, each by what the one behind it says.
-            while let Some(lost) = damaged.pop() {
-                if let Some(its) = header.predecessor.filter(|its| its.number == lost) {
-                    header = self.inferred(&header, &its)?;
-                }
-            }
-            if let Some(before) = header.predecessor
-                && before.number == number
-            {
-                return Ok(Some((header, before)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The header of a segment whose own copies have both become unreadable while the log was open.
-    fn infer_header(&self, number: u64) -> io::Result<Option<SegmentHeader>> {
-        self.successor(number)?.map(|(after, its)| self.inferred(&after, &its)).transpose()
-    }
-
-    /// The header of the segment before `after`, which names it as `its`.
-    fn inferred(&self, after: &SegmentHeader, its: &Predecessor) -> io::Result<SegmentHeader> {
-        let older = match self.older_number(its.number)? {
-            Some(older) => self.header_in_file(older).ok(),
-            None => None,
-        };
-        let predecessor =
-            older.map(|header| Predecessor { number: header.number, salt: header.salt, base: header.base });
-        Ok(SegmentHeader { number: its.number, salt: its.salt, base: its.base, predecessor, ..*after })
-    }
-
-    fn header_in_file(&self, number: u64) -> io::Result<SegmentHeader> {
-        match self.known.iter().find(|known| known.header.number == number) {
-            Some(known) => Ok(known.header),
-            None => read_header(self.medium.open_read(&segment_name(number))?.as_ref(), number),
-        }
-    }
-
-    fn older_number(&self, number: u64) -> io::Result<Option<u64>> {
-        let files = self.medium.list()?;
-        Ok(files.iter().filter_map(|file| segment::segment_number(&file.name)).filter(|older| *older < number).max())
-    }
-
-    fn older_segment(&self, number: u64) -> Result<Option<u64>, ReadError> {
-        self.older_number(number).map_err(|source| ReadError { file: segment_name(number), source })
-    }
-}
-
-/// Whether a header can't be read because of what the file holds, and not because reading failed.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 /// The outcomes of one read.
@@ -566,18 +449,4 @@ fn read_past_damage(
         }
     }
     Ok(until)
-}
-
-/// Reads the header of the segment with this number from its file, from either copy.
-pub(crate) fn read_header(file: &dyn MediumFile, number: u64) -> io::Result<SegmentHeader> {
-    for copy in 0..2 {
-        let mut bytes = vec![0; SEGMENT_HEADER_LEN];
-        read_exact_at(file, &mut bytes, copy * SEGMENT_HEADER_LEN as u64)?;
-        if let HeaderCopy::Valid(header) = segment::SegmentHeader::decode(&bytes)
-            && header.number == number
-        {
-            return Ok(header);
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "neither copy of the segment's header can be read"))
 }

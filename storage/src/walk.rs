@@ -9,10 +9,10 @@ use crate::error::OpenError;
 use crate::fact::FactKind;
 use crate::index::Index;
 use crate::medium::read_exact_at;
-use crate::reader::KnownSegment;
 use crate::recovery::{Damage, DamageKind, Folder, Replayed};
 use crate::scan::{Scan, Scanned, ScannedEntry, UnknownEntry, nonzero_end};
 use crate::segment::{ENTRIES_AT, file_offset};
+use crate::segment_files::KnownSegment;
 use crate::survey::{End, Part, Survey, UnreadableBehind};
 use crate::{LogOptions, ReplayTime, Sabotage};
 

@@ -1,5 +1,7 @@
 //! The log on its own: what is appended and committed is there after a restart, and can be read back.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
+
 use std::sync::Arc;
 
 use tidelog_storage::medium::{Medium, MemoryMedium};

@@ -7,6 +7,7 @@ pub(crate) mod chaos;
 pub(crate) mod forgery;
 pub(crate) mod model;
 pub(crate) mod survived;
+pub(crate) mod told;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -347,9 +348,8 @@ impl Driver {
         let next = match stage {
             Stage::Taken => {
                 let sealed = writer.write(&mut group)?;
-                life.jobs.extend(
-                    sealed.map(|sealed| Job::TrimSegment { number: sealed.number, file_len: sealed.file_len }),
-                );
+                life.jobs
+                    .extend(sealed.map(|sealed| Job::TrimSegment { number: sealed.number, file_len: sealed.file_len }));
                 Stage::Written
             }
             Stage::Written => {
