@@ -5,11 +5,12 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use tidelog_protocol::{Answer, ProducerId, StreamId, WireError};
+use tidelog_protocol::{Answer, Epoch, ErrorCode, ProducerId, StreamId, WireError};
 use tokio::sync::Notify;
 
 use crate::outbox::Outbox;
 use crate::sequencer::{LiveBatch, SessionKey, Sink};
+use crate::state::Grant;
 
 /// Batches that wait for one consumer, at most; beyond that it reads from the log.
 const QUEUE_BATCHES_MAX: usize = 512;
@@ -73,27 +74,23 @@ impl LiveQueue {
 pub(crate) struct Hub {
     outboxes: HashMap<SessionKey, Rc<Outbox>>,
     /// The one session that writes as a producer.
-    writers: HashMap<ProducerId, SessionKey>,
+    writers: HashMap<ProducerId, (SessionKey, Epoch)>,
     followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,
     next_key: u64,
 }
 
 impl Hub {
-    /// A new publishing session. One that writes as the same named producer is superseded.
-    pub(crate) fn open_session(
-        &mut self,
-        producer: ProducerId,
-        outbox: &Rc<Outbox>,
-        superseded: WireError,
-    ) -> SessionKey {
+    /// A new publishing session. The one before of the same named producer ends: superseded if this one resumes it,
+    /// fenced if this one is of a later epoch.
+    pub(crate) fn open_session(&mut self, grant: &Grant, outbox: &Rc<Outbox>) -> SessionKey {
         self.next_key += 1;
         let key = SessionKey(self.next_key);
         self.outboxes.insert(key, Rc::clone(outbox));
-        if producer != ProducerId::ANONYMOUS
-            && let Some(before) = self.writers.insert(producer, key)
+        if grant.producer != ProducerId::ANONYMOUS
+            && let Some((before, epoch)) = self.writers.insert(grant.producer, (key, grant.epoch))
             && let Some(outbox) = self.outboxes.remove(&before)
         {
-            outbox.fail(superseded);
+            outbox.fail(taken_over(epoch, grant.epoch));
         }
         key
     }
@@ -101,7 +98,7 @@ impl Hub {
     /// The session is over.
     pub(crate) fn close_session(&mut self, producer: ProducerId, key: SessionKey) {
         self.outboxes.remove(&key);
-        if self.writers.get(&producer) == Some(&key) {
+        if self.writers.get(&producer).is_some_and(|(writer, _)| *writer == key) {
             self.writers.remove(&producer);
         }
     }
@@ -131,6 +128,15 @@ impl Hub {
     }
 }
 
+fn taken_over(epoch: Epoch, by: Epoch) -> WireError {
+    if epoch == by {
+        let message = "the same producer session was resumed on another connection, which goes on in its place";
+        return WireError::new(ErrorCode::Superseded, message);
+    }
+    let message = format!("the producer was opened again: epoch {epoch} is over, {by} writes now");
+    WireError::new(ErrorCode::Fenced, message).with_detail(by.get())
+}
+
 impl Sink for Hub {
     fn answer(&mut self, session: SessionKey, answer: Answer) {
         if let Some(outbox) = self.outboxes.get(&session) {
@@ -156,8 +162,11 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use std::time::Duration;
-    use tidelog_protocol::ErrorCode;
     use tidelog_storage::StoredBatch;
+
+    fn grant(producer: ProducerId, epoch: u64) -> Grant {
+        Grant { producer, epoch: Epoch::new(epoch) }
+    }
 
     fn batch(base_offset: u64, len: usize) -> LiveBatch {
         let payload = Bytes::from(vec![0; len]);
@@ -184,13 +193,28 @@ mod tests {
     fn the_newer_session_of_a_producer_supersedes_the_older() {
         let mut hub = Hub::default();
         let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
-        let error = || WireError::new(ErrorCode::Superseded, "superseded");
         let producer = ProducerId::new(8);
-        let old_key = hub.open_session(producer, &old, error());
-        let new_key = hub.open_session(producer, &new, error());
+        let old_key = hub.open_session(&grant(producer, 1), &old);
+        let new_key = hub.open_session(&grant(producer, 1), &new);
         assert!(old.has_failed() && !new.has_failed());
         hub.close_session(producer, old_key);
-        assert_eq!(hub.writers.get(&producer), Some(&new_key));
+        assert_eq!(hub.writers.get(&producer), Some(&(new_key, Epoch::new(1))));
+    }
+
+    #[test]
+    fn a_resumed_session_supersedes_and_a_new_one_fences_the_one_before() {
+        let mut hub = Hub::default();
+        let outboxes = [(); 3].map(|()| Rc::new(Outbox::new(false)));
+        for (outbox, epoch) in outboxes.iter().zip([1, 1, 2]) {
+            hub.open_session(&grant(ProducerId::new(8), epoch), outbox);
+        }
+        let told = outboxes.map(|outbox| {
+            let mut out = bytes::BytesMut::new();
+            outbox.take(&mut out);
+            let text = String::from_utf8_lossy(&out).into_owned();
+            ["superseded", "fenced"].into_iter().find(|name| text.contains(&format!("\"name\":\"{name}\"")))
+        });
+        assert_eq!(told, [Some("superseded"), Some("fenced"), None]);
     }
 
     #[test]
@@ -217,9 +241,8 @@ mod tests {
     fn sessions_without_a_name_live_beside_each_other() {
         let mut hub = Hub::default();
         let (one, two) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
-        let error = || WireError::new(ErrorCode::Superseded, "superseded");
-        let first = hub.open_session(ProducerId::ANONYMOUS, &one, error());
-        hub.open_session(ProducerId::ANONYMOUS, &two, error());
+        let first = hub.open_session(&grant(ProducerId::ANONYMOUS, 1), &one);
+        hub.open_session(&grant(ProducerId::ANONYMOUS, 1), &two);
         assert!(!one.has_failed() && !two.has_failed());
         hub.close_session(ProducerId::ANONYMOUS, first);
         hub.fail_sessions(&WireError::new(ErrorCode::Poisoned, "poisoned"));
@@ -230,11 +253,10 @@ mod tests {
     fn answers_go_to_their_session_and_nowhere_once_it_is_superseded() {
         let mut hub = Hub::default();
         let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
-        let error = || WireError::new(ErrorCode::Superseded, "superseded");
         let answer = Answer { outcome: tidelog_protocol::Outcome::Stored, base_offset: None, skip: 0 };
-        let old_key = hub.open_session(ProducerId::new(8), &old, error());
+        let old_key = hub.open_session(&grant(ProducerId::new(8), 1), &old);
         hub.answer(old_key, answer);
-        let new_key = hub.open_session(ProducerId::new(8), &new, error());
+        let new_key = hub.open_session(&grant(ProducerId::new(8), 1), &new);
         hub.answer(old_key, answer);
         hub.answer(new_key, answer);
         let mut out = bytes::BytesMut::new();

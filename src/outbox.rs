@@ -3,8 +3,7 @@
 use std::cell::RefCell;
 
 use bytes::BytesMut;
-use tidelog_protocol::{ANSWERS_PER_FRAME_MAX, Answer, FrameKind, Outcome, WireError};
-use tidelog_protocol::{encode_accepted, encode_answers, encode_json_frame};
+use tidelog_protocol::{Answer, FrameKind, Outcome, WireError, encode_accepted, encode_answers, encode_json_frame};
 use tokio::sync::Notify;
 
 /// One session's outgoing answers.
@@ -112,10 +111,8 @@ impl Outbox {
     pub(crate) fn take(&self, out: &mut BytesMut) -> bool {
         let mut state = self.state.borrow_mut();
         let answers = std::mem::take(&mut state.answers);
-        for part in answers.chunks(ANSWERS_PER_FRAME_MAX) {
-            state.written += part.len() as u64;
-            encode_answers(state.written, part, out);
-        }
+        state.written += answers.len() as u64;
+        encode_answers(state.written, &answers, out);
         // Behind the answers: a refusal comes before any `accepted` that counts past it.
         if state.accepted > state.accepted_written.max(state.written) {
             encode_accepted(state.accepted, out);
@@ -140,7 +137,9 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidelog_protocol::{ErrorCode, FrameDecoder, Limits, Offset, decode_accepted, decode_answers};
+    use tidelog_protocol::{
+        ANSWERS_PER_FRAME_MAX, ErrorCode, FrameDecoder, Limits, Offset, decode_accepted, decode_answers,
+    };
 
     #[derive(Debug, PartialEq, Eq)]
     enum Seen {

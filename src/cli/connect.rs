@@ -67,5 +67,11 @@ pub(crate) fn failed(error: &Error) -> CliError {
         ErrorKind::Busy => Exit::Busy,
         _ => Exit::No,
     };
-    CliError::named(exit, error.name().to_owned(), with_causes(error))
+    match error {
+        // The broker's own words: what failed, and apart from that what to do.
+        Error::Refused { name, message, hint, .. } => {
+            CliError::named(exit, name.clone(), message.clone()).with_hint(hint.clone())
+        }
+        _ => CliError::named(exit, error.name().to_owned(), with_causes(error)),
+    }
 }

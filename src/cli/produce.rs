@@ -80,22 +80,26 @@ fn another_input(message: String) -> CliError {
     CliError::new(Exit::Conflict, "sequence_reused", message).with_hint("another file? use another --producer")
 }
 
-async fn send(lines: &mut Lines, publisher: &Publisher, mut receipts: Option<&mut Receipts>) -> Result<(), CliError> {
-    let Some(receipts) = receipts.as_deref_mut() else {
+async fn send(lines: &mut Lines, publisher: &Publisher, receipts: Option<&mut Receipts>) -> Result<(), CliError> {
+    let Some(receipts) = receipts else {
         while let Some(line) = lines.next().await? {
             publisher.send_value(line).await.map_err(|error| failed(&error))?;
         }
         return Ok(());
     };
     let mut since_look = 0;
+    // False when no further receipt can come: the next line that is sent tells why.
+    let mut is_alive = true;
     loop {
         // A receipt is printed at once, also while the input or the window is waited for.
         let line = tokio::select! {
             biased;
             line = lines.next() => line?,
-            receipt = publisher.next_receipt() => {
-                let Some(receipt) = receipt else { return flush(publisher).await };
-                receipts.write(&receipt)?;
+            receipt = publisher.next_receipt(), if is_alive => {
+                match receipt {
+                    Some(receipt) => receipts.write(&receipt)?,
+                    None => is_alive = false,
+                }
                 receipts.drain(publisher)?;
                 continue;
             }
@@ -109,9 +113,9 @@ async fn send(lines: &mut Lines, publisher: &Publisher, mut receipts: Option<&mu
                     sent.map_err(|error| failed(&error))?;
                     break;
                 }
-                receipt = publisher.next_receipt() => match receipt {
+                receipt = publisher.next_receipt(), if is_alive => match receipt {
                     Some(receipt) => receipts.write(&receipt)?,
-                    None => return flush(publisher).await,
+                    None => is_alive = false,
                 },
             }
         }
@@ -121,11 +125,6 @@ async fn send(lines: &mut Lines, publisher: &Publisher, mut receipts: Option<&mu
             receipts.drain(publisher)?;
         }
     }
-}
-
-/// No further receipt can come: this says why.
-async fn flush(publisher: &Publisher) -> Result<(), CliError> {
-    publisher.flush().await.map_err(|error| failed(&error))
 }
 
 async fn close(publisher: &Publisher, receipts: Option<&mut Receipts>) -> Result<(), CliError> {

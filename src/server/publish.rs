@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 use tidelog_protocol::{
-    AttemptId, Epoch, ErrorCode, FrameKind, ProducerId, ResponseFrame, ResponseResult, SendHalf, WireError, write_all,
+    AttemptId, Epoch, ErrorCode, FrameKind, ProducerId, ResponseFrame, ResponseResult, SendHalf, write_all,
 };
 use tokio::sync::oneshot;
 
@@ -38,14 +38,16 @@ pub(crate) async fn serve(
     let (to, answer) = oneshot::channel();
     let grant = engine.sequencer.borrow_mut().attach(attach.producer, attach.epoch, attach.attempt, to);
     engine.touched();
-    // The older session is superseded at once, not when the answer leaves: from here on this one writes.
-    let outbox = Rc::new(Outbox::new(attach.accepted));
-    let session = grant.ok().map(|grant| Session::open(engine, grant, &outbox));
     let result = answer.await.unwrap_or_else(|_| error_of(ErrorCode::Poisoned));
     let is_attached = matches!(result, ResponseResult::Ok(_));
     write_json(send, FrameKind::Response, &ResponseFrame { id: attach.id, result }).await?;
-    let Some(session) = session.filter(|_| is_attached) else { return Ok(()) };
-
+    let Ok(grant) = grant else { return Ok(()) };
+    if !is_attached {
+        return Ok(());
+    }
+    // The session before ends only now that what this one rests on is durable: what it is told must stay true.
+    let outbox = Rc::new(Outbox::new(attach.accepted));
+    let session = Session::open(engine, grant, &outbox);
     let reading = Cell::new(true);
     let incoming = async {
         let end = session.read_batches(reader).await;
@@ -83,11 +85,7 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn open(engine: &'a Rc<Engine>, grant: Grant, outbox: &'a Rc<Outbox>) -> Self {
-        let superseded = WireError::new(
-            ErrorCode::Superseded,
-            "the same producer session was resumed on another connection, which goes on in its place",
-        );
-        let key = engine.hub.borrow_mut().open_session(grant.producer, outbox, superseded);
+        let key = engine.hub.borrow_mut().open_session(&grant, outbox);
         Self { engine, outbox, grant, key, received: Cell::new(0) }
     }
 

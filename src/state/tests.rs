@@ -500,6 +500,23 @@ fn keys_last_decided_before_a_hole_are_refused_and_those_decided_behind_it_run()
 }
 
 #[test]
+fn a_producer_that_is_proven_in_one_stream_is_still_in_doubt_in_another() {
+    let (mut log, stream, grant) = started();
+    let other = log.stream("refunds");
+    log.publish(&grant, &dense(stream, 1, &["a"]));
+    log.hole(64);
+    let nobody = log.state.producers.attach(ProducerId::ANONYMOUS, Epoch::NONE, attempt(0)).unwrap();
+    for found in
+        [log.appended(&grant, &dense(other, 1, &["a"]), 0), log.appended(&nobody, &anonymous(stream, &["x"]), 0)]
+    {
+        log.apply(Change::BatchAppended(found)).unwrap();
+    }
+    assert!(!log.state.producer_is_doubtful(grant.producer) && !log.state.stream_is_doubtful(stream));
+    assert_eq!(log.judge(&grant, &dense(stream, 2, &["b"])), refused(ErrorCode::Damaged, 0), "its last sequence there");
+    assert_eq!(log.publish(&grant, &dense(other, 2, &["b"])), NEXT);
+}
+
+#[test]
 fn what_was_made_behind_a_hole_is_not_in_doubt() {
     let (mut log, stream, grant) = started();
     log.hole(64);
