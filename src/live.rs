@@ -81,10 +81,16 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// A new publishing session. The one before of the same named producer ends: superseded if this one resumes it,
-    /// fenced if this one is of a later epoch.
+    /// fenced if this one is of a later epoch. One of an earlier epoch, which was let in before and comes late, ends at once.
     pub(crate) fn open_session(&mut self, grant: &Grant, outbox: &Rc<Outbox>) -> SessionKey {
         self.next_key += 1;
         let key = SessionKey(self.next_key);
+        if let Some((_, epoch)) = self.writers.get(&grant.producer)
+            && *epoch > grant.epoch
+        {
+            outbox.fail(taken_over(grant.epoch, *epoch));
+            return key;
+        }
         self.outboxes.insert(key, Rc::clone(outbox));
         if grant.producer != ProducerId::ANONYMOUS
             && let Some((before, epoch)) = self.writers.insert(grant.producer, (key, grant.epoch))
@@ -218,6 +224,18 @@ mod tests {
     }
 
     #[test]
+    fn an_older_session_that_opens_late_ends_itself_and_not_the_live_one() {
+        let mut hub = Hub::default();
+        let (live, late) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
+        let producer = ProducerId::new(8);
+        let live_key = hub.open_session(&grant(producer, 2), &live);
+        let late_key = hub.open_session(&grant(producer, 1), &late);
+        assert!(late.has_failed() && !live.has_failed());
+        hub.close_session(producer, late_key);
+        assert_eq!(hub.writers.get(&producer), Some(&(live_key, Epoch::new(2))));
+    }
+
+    #[test]
     fn a_queue_is_bounded_in_batches_too() {
         let queue = LiveQueue::default();
         queue.arm();
@@ -233,7 +251,8 @@ mod tests {
         queue.arm();
         queue.push(batch(0, 2 * QUEUE_BYTES_MAX));
         assert!(queue.is_armed() && queue.pop().is_some());
-        queue.push(batch(1, QUEUE_BYTES_MAX));
+        queue.push(batch(1, QUEUE_BYTES_MAX / 2));
+        queue.push(batch(2, QUEUE_BYTES_MAX / 2));
         assert!(queue.is_armed(), "what was taken does not count any more");
     }
 

@@ -188,6 +188,8 @@ mod tests {
         assert_eq!(seen, [stored(max, max), stored(max + 1, 1)]);
         assert!(!ends);
         assert_eq!(taken(&outbox), (vec![], false));
+        outbox.push(answer(Outcome::Stored));
+        assert_eq!(taken(&outbox).0, [stored(max + 2, 1)], "the count goes on");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
 use tidelog_protocol::{ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError};
 
 use crate::config::CheckedConfig;
@@ -30,6 +31,9 @@ const HANDSHAKES_WAITING_MAX: usize = 1_024;
 /// Early packets kept for one such handshake, and for all of them.
 const HANDSHAKE_BUFFER_BYTES: u64 = 16 << 10;
 const HANDSHAKE_BUFFER_BYTES_TOTAL: u64 = 4 << 20;
+/// At most one stateless reset in this time: after a restart all clients of the broker before want one. Resets are smaller
+/// than what they answer, so they amplify nothing.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// Turns of the runtime given to the connections to send their close. They send in their first; the
 /// rest are for those whose wake-up is still on its way.
 const CLOSE_TURNS: usize = 8;
@@ -150,8 +154,7 @@ impl Listener {
             .incoming_buffer_size(HANDSHAKE_BUFFER_BYTES)
             .incoming_buffer_size_total(HANDSHAKE_BUFFER_BYTES_TOTAL);
         let endpoint =
-            Endpoint::new(EndpointConfig::new(Arc::new(reset_key)), Some(server), socket, Arc::new(TokioRuntime))
-                .map_err(failed)?;
+            Endpoint::new(endpoint_config(reset_key), Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
         Ok(Listener {
             endpoint,
             local_addr,
@@ -196,6 +199,18 @@ impl Listener {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// A broker that was killed and started again knows its own connection IDs and reset tokens: both come from the same secret.
+/// Without them it would take a client's next packet for noise, and the client would wait for its idle timeout.
+fn endpoint_config(reset_key: ring::hmac::Key) -> EndpointConfig {
+    let digest = ring::hmac::sign(&reset_key, b"connection ids");
+    let id_key = digest.as_ref().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)))
+        .min_reset_interval(RESET_INTERVAL);
+    config
 }
 
 fn transport(config: &CheckedConfig) -> quinn::TransportConfig {

@@ -240,3 +240,34 @@ fn an_address_in_use_is_told_as_such() {
     let error = open_socket(address).unwrap_err();
     assert!(matches!(error, ListenError::InUse { address: told } if told == address), "{error}");
 }
+
+#[test]
+fn a_client_of_a_broker_that_was_killed_is_told_by_the_next_one_at_its_next_packet() {
+    let identity = Identity::load_or_make(None).unwrap();
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (killed, clients) = (runtime(), runtime());
+    let (address, accepting) = {
+        let _inside = killed.enter();
+        let listener = listener(&identity, |_| {});
+        let address = listener.local_addr();
+        (address, killed.spawn(async move { (listener.accept().await.unwrap().handshake().await.unwrap(), listener) }))
+    };
+    let certificate = identity.certificate().unwrap().clone();
+    let connection =
+        clients.block_on(async { client(&certificate, &[ALPN]).connect(address, "localhost").unwrap().await.unwrap() });
+    let served = killed.block_on(accepting).unwrap();
+    // Nothing says goodbye: what would send it goes first.
+    drop(killed);
+    drop(served);
+
+    let next = runtime();
+    let _inside = next.enter();
+    let _listener = listener(&identity, |config| config.listen = address);
+    let error = clients.block_on(async {
+        let (mut send, _receive) = connection.open_bi().await.unwrap();
+        send.write_all(&[7; 200]).await.unwrap();
+        // Far below the idle timeout, which would end the connection too.
+        tokio::time::timeout(Duration::from_secs(5), connection.closed()).await.expect("told within seconds")
+    });
+    assert!(matches!(error, ConnectionError::Reset), "{error}");
+}
