@@ -102,15 +102,16 @@ impl Broker {
     pub fn start_with_clock(config: BrokerConfig, clock: Arc<dyn Clock>) -> Result<Broker, StartError> {
         let config = CheckedConfig::try_from(config)?;
         let counters = Arc::new(Counters::new());
-        let mut link = MonitorLink::default();
         #[cfg(feature = "http")]
-        let monitor = match config.http {
-            Some(address) => {
-                let state = Arc::new(crate::monitor::MonitorState::new(Arc::clone(&counters)));
-                link.state = Some(Arc::clone(&state));
-                Some(crate::monitor::Monitor::start(address, state)?)
-            }
-            None => None,
+        let state = config.http.map(|_| Arc::new(crate::monitor::MonitorState::new(Arc::clone(&counters))));
+        #[cfg(feature = "http")]
+        let monitor = match (config.http, &state) {
+            (Some(address), Some(state)) => Some(crate::monitor::Monitor::start(address, Arc::clone(state))?),
+            _ => None,
+        };
+        let link = MonitorLink {
+            #[cfg(feature = "http")]
+            state,
         };
         let stop = Arc::new(Notify::new());
         let (ready, outcome) = sync_channel(1);
