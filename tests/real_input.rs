@@ -141,12 +141,13 @@ async fn killed_in_turn(folder: PathBuf, input: Input, mut random: Random) -> Re
     let mut broker = serve.start().await?;
     let mut produce = Produce::start(&home, &broker, &input)?;
     let (mut broker_kills, mut produce_kills) = (0, 0);
+    let mut is_brokers_turn = random.one_in(2);
     let summary = loop {
         let fresh = 1 + random.below(2 * input.lines / KILLS_ABOUT);
         if let Some(summary) = produce.read(fresh).await? {
             break summary;
         }
-        if random.one_in(2) {
+        if is_brokers_turn {
             broker.kill().await?;
             broker_kills += 1;
             broker = serve.start().await?;
@@ -155,6 +156,7 @@ async fn killed_in_turn(folder: PathBuf, input: Input, mut random: Random) -> Re
             produce_kills += 1;
             produce = Produce::start(&home, &broker, &input)?;
         }
+        is_brokers_turn = !is_brokers_turn;
     };
     produce.end().await?;
     println!("{broker_kills} kills of the broker, {produce_kills} of the producer");

@@ -23,6 +23,7 @@ pub enum Phase {
 pub struct Board {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    paused: watch::Sender<bool>,
     /// Seed of all records.
     pub seed: u64,
 }
@@ -37,7 +38,7 @@ struct State {
 impl Board {
     pub fn new(seed: u64, streams: usize) -> Self {
         let state = State { phase: Phase::Open, streams: vec![Ledger::default(); streams], failure: None };
-        Self { state: Mutex::new(state), changed: watch::Sender::new(()), seed }
+        Self { state: Mutex::new(state), changed: watch::Sender::new(()), paused: watch::Sender::new(false), seed }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -46,6 +47,16 @@ impl Board {
 
     pub fn set_phase(&self, phase: Phase) {
         self.lock().phase = phase;
+    }
+
+    /// Keeps producers from sending, or lets them go on. What they have sent goes on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    /// Follows [`Board::pause`].
+    pub fn paused(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
     }
 
     /// Notes something that a stream's ledger judges; what it finds wrong ends the run.

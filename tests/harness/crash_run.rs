@@ -85,10 +85,12 @@ impl CrashRun {
             figures.cycles = cycle;
             let receipts_max = if random.one_in(3) { 20 } else { 2_000 };
             board.wait_for_receipts(1 + random.below(receipts_max)).await?;
-            if random.one_in(2) {
+            if self.disturbance.is_some() || random.one_in(2) {
                 load.disturb(&mut random, self.disturbance);
                 figures.disturbances += 1;
-                board.wait_for_receipts(1 + random.below(receipts_max)).await?;
+                // One that is looked for gets the time to happen.
+                let more = if self.disturbance.is_some() { 2_000 } else { 1 + random.below(receipts_max) };
+                board.wait_for_receipts(more).await?;
             }
             let pin = broker.ready.pin.clone();
             let start_time = broker.start_time;

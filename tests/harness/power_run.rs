@@ -29,7 +29,7 @@ pub struct PowerRun {
     pub file_system: FileSystem,
     /// A deliberate defect of the broker.
     pub sabotage: Option<String>,
-    /// Cuts only when a new segment has come into use.
+    /// Cuts only when a new segment has just come into use, and at once.
     pub at_new_segments: bool,
     /// So long the whole run may take.
     pub deadline: Duration,
@@ -68,10 +68,10 @@ impl PowerRun {
             }
             let cutter = mount.cutter()?;
             self.wait_for_the_moment(&serve.data, &board, &mut random).await?;
-            if random.one_in(2) {
+            if !self.at_new_segments && random.one_in(2) {
                 write_back(&serve.data, &mut random);
             }
-            if random.one_in(2) {
+            if !self.at_new_segments && random.one_in(2) {
                 broker.kill().await?;
                 cutter.cut()?;
                 mount.mount_again()?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidelog_client::{Client, Error, Producer, Publisher};
 use tidelog_protocol::{ErrorCode, ProducerName, StreamName};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::board::Board;
@@ -52,14 +52,18 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let mut zombies = JoinSet::new();
     let mut session = Session::open(&plan, &board, &address).await?;
+    let mut paused = board.paused();
     let mut stop_at = u64::MAX;
     while session.settled < stop_at {
         let identity = Identity::new(plan.producer, session.next);
-        let may_send = session.next <= stop_at && session.next - session.settled <= plan.in_flight;
+        let has_room = session.next <= stop_at && session.next - session.settled <= plan.in_flight;
+        let may_send = has_room && !*paused.borrow_and_update();
         if may_send && session.value.is_empty() {
             session.value = payload::encode(board.seed, identity);
         }
         tokio::select! {
+            // The sender is the board's, which is there.
+            _ = paused.changed() => {}
             order = orders.recv(), if stop_at == u64::MAX => match order {
                 Some(Order::Abandon) => {
                     drop(session);
@@ -113,11 +117,16 @@ async fn open(plan: &Plan, address: &str) -> Result<(Client, Producer), Failure>
 /// Opens a session and lets it die before it has asked for anything else.
 async fn claim(plan: &Plan, address: &str) -> Result<(), Failure> {
     let (plan, address) = (plan.clone(), address.to_owned());
+    // Closed when whoever waits for this is gone: nobody must claim anything after the end of the load.
+    let (_waiting, given_up) = oneshot::channel::<()>();
     let claiming = tokio::task::spawn_blocking(move || {
         // On a thread of its own, the session's task gets no turn between the opening and the end.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(|error| Failure::trouble("claiming", error))?.block_on(async {
-            let (client, producer) = open(&plan, &address).await?;
+            let (client, producer) = tokio::select! {
+                opened = open(&plan, &address) => opened?,
+                _ = given_up => return Ok(()),
+            };
             drop(producer);
             client.close().await;
             Ok(())
