@@ -72,6 +72,13 @@ async fn measure(broker: &Broker, folder: &Path) -> Outcome<()> {
     }
     let ratio = percentile(&mut publishes, 50).as_secs_f64() / sum.as_secs_f64();
     println!("durable publish p50 = {ratio:.2} x (fdatasync p50 + echo p50)");
+    for (name, histogram) in [
+        ("its fdatasync", &broker.counters().log_sync_seconds),
+        ("received to answered", &broker.counters().publish_seconds),
+    ] {
+        let seen = histogram.snapshot();
+        println!("broker, {name}: mean {:.3} ms", seen.sum as f64 / seen.count.max(1) as f64 / 1e6);
+    }
     client.close().await;
     Ok(())
 }

@@ -29,6 +29,12 @@ const SUPPLY_RETRY: Duration = Duration::from_secs(1);
 /// before anything of it is synced, and disk and network would take turns instead of working at the same time.
 const GROUP_BYTES: usize = 1 << 20;
 
+/// A lone batch up to this size waits for the disk's answer more than for its bytes.
+const LONE_BYTES: usize = 16 << 10;
+
+/// While a lone batch is synced its outcome is watched for so long: a good fdatasync, and then it is not worth a core.
+const WATCH: Duration = Duration::from_micros(300);
+
 /// What sessions share. Lives on the network thread alone.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -166,6 +172,8 @@ pub(crate) struct Driver {
     sabotages: Sabotages,
     in_commit: Option<Commit>,
     is_preparing: bool,
+    /// Watching takes a core that somebody else may need if there is only one.
+    has_cores: bool,
 }
 
 /// A group that is with the log thread.
@@ -177,14 +185,15 @@ struct Commit {
 }
 
 impl Driver {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         log: LogThread,
         housekeeping: HousekeepingThread,
         events: UnboundedReceiver<Event>,
         sync_timeout: Duration,
         sabotages: Sabotages,
     ) -> Self {
-        Self { log, housekeeping, events, sync_timeout, sabotages, in_commit: None, is_preparing: false }
+        let has_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+        Self { log, housekeeping, events, sync_timeout, sabotages, in_commit: None, is_preparing: false, has_cores }
     }
 
     /// Syncs what is left and ends the threads. A log thread that hangs is left behind if `waits` is false.
@@ -245,13 +254,29 @@ impl Driver {
             }
         }
         let Some(group) = engine.sequencer.borrow_mut().take_group() else { return };
-        let bytes = group.share();
+        let (bytes, bytes_in_group) = (group.share(), group.len());
         engine.counters.write_buffer_bytes.set(engine.sequencer.borrow().undurable_bytes());
         if self.sabotages.has(Sabotage::ServeUnsynced) {
             engine.with_sequencer(|sequencer, hub| sequencer.apply_durable(group.end(), &bytes, hub));
         }
         self.in_commit = Some(Commit { bytes, deadline: Instant::now() + self.sync_timeout });
-        self.log.commit(group);
+        let is_lone =
+            self.has_cores && bytes_in_group <= LONE_BYTES && engine.sequencer.borrow().answers_waiting() == 1;
+        self.log.commit(group, is_lone);
+        if is_lone {
+            self.watch().await;
+        }
+    }
+
+    /// Looks for the outcome again and again for a while before this thread sleeps: a lone producer waits for nothing else.
+    /// Everything else that arrives meanwhile is dealt with as ever.
+    async fn watch(&self) {
+        let until = Instant::now() + WATCH;
+        while self.events.is_empty() && Instant::now() < until {
+            tokio::task::yield_now().await;
+            // Whoever else wants this core gets it.
+            std::thread::yield_now();
+        }
     }
 
     fn supply(&mut self, engine: &Engine) {
