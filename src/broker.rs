@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use tidelog_protocol::{CloseCode, MediumKind, PROTOCOL_VERSION, Welcome};
 use tidelog_storage::medium::{DiskMedium, Medium, MemoryMedium};
-use tidelog_storage::{Damage, LogOptions, OpenError, OpenedLog, RecoveryReport, Replayed, Sabotage, Sabotages};
+use tidelog_storage::{LogOptions, OpenError, OpenedLog, RecoveryReport, Replayed, Sabotage, Sabotages};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
@@ -19,6 +19,7 @@ use crate::counters::Counters;
 use crate::engine::{Driver, Engine, EngineStart};
 use crate::log_thread::LogThread;
 use crate::monitor_link::MonitorLink;
+use crate::report;
 use crate::sequencer::{Sequencer, SequencerStart};
 use crate::server::quic::{ListenError, Listener, open_socket};
 use crate::server::session;
@@ -377,46 +378,9 @@ fn tell(report: &RecoveryReport, medium: &Arc<dyn Medium>) {
         "opened {}",
         medium.describe()
     );
-    for line in report_lines(report) {
+    for line in report::report_lines(report) {
         tracing::warn!("{line}");
     }
-}
-
-/// What a start found that somebody should know of, a line each.
-#[must_use]
-pub fn report_lines(report: &RecoveryReport) -> Vec<String> {
-    let mut lines: Vec<String> = report.damages.iter().map(damage_line).collect();
-    if let Some(cut) = &report.cut {
-        lines.push(format!(
-            "positions {}..{} behind the end of the log are not provably stored and were left where they are; they may \
-             include stored records, there is no proof",
-            cut.start, cut.end
-        ));
-    }
-    lines.extend(report.set_aside.iter().map(|file| format!("a file of another log was set aside as {file}")));
-    lines
-}
-
-/// One place of damage in words.
-#[must_use]
-pub fn damage_line(damage: &Damage) -> String {
-    let what = match damage.kind {
-        tidelog_storage::DamageKind::SegmentHeaderCopy => "one of two headers can't be read; nothing is lost",
-        tidelog_storage::DamageKind::SegmentHeader => {
-            "its headers can't be read; its place is known from its successor"
-        }
-        tidelog_storage::DamageKind::SegmentMissing => "the file is missing",
-        tidelog_storage::DamageKind::EntryCopy => "an entry's header or its copy can't be read; nothing is lost",
-        tidelog_storage::DamageKind::Payload => "records can't be read",
-        tidelog_storage::DamageKind::Hole => "nothing can be read",
-    };
-    let positions = &damage.positions;
-    let mut line =
-        format!("damaged: segment {} positions {}..{}: {what}", damage.segment, positions.start, positions.end);
-    if let (Some(subject), Some(offsets)) = (damage.subject, &damage.offsets) {
-        line.push_str(&format!(" (stream id {subject} offsets {}..{})", offsets.start, offsets.end));
-    }
-    line
 }
 
 impl Running {

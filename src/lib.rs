@@ -27,6 +27,7 @@ pub mod monitor;
 mod monitor_link;
 mod outbox;
 pub mod pending_answers;
+mod report;
 pub mod sequencer;
 pub mod server;
 pub mod state;

@@ -5,12 +5,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidelog_storage::{Group, Poisoned, Sealed, Writer};
+use tidelog_storage::{Group, Writer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::events::Event;
+use crate::events::{Event, LogOutcome};
 
 /// After this long without a group the last watermark is synced by itself.
 const QUIET: Duration = Duration::from_millis(5);
@@ -18,22 +18,6 @@ const QUIET: Duration = Duration::from_millis(5);
 /// After a lone batch the next one is watched for so long before the thread sleeps: a producer that waits for each answer
 /// sends its next record within this, and waking a sleeping thread on an idle core takes a third of an fdatasync.
 const WATCH: Duration = Duration::from_micros(100);
-
-/// A group is durable, or it is not known whether it is.
-#[derive(Debug)]
-pub(crate) enum LogOutcome {
-    /// Durable up to here.
-    Committed {
-        /// The durable position.
-        end: u64,
-        /// The segment that was sealed on the way.
-        sealed: Option<Sealed>,
-        /// How long fdatasync took.
-        sync: Duration,
-    },
-    /// No further group will be taken.
-    Poisoned(Poisoned),
-}
 
 /// A group to commit.
 #[derive(Debug)]

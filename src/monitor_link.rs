@@ -39,7 +39,7 @@ impl MonitorLink {
                 log_id: welcome.log_id.clone(),
                 start_count: welcome.start_count,
                 medium: format!("{:?}", welcome.medium).to_lowercase(),
-                recovery: crate::broker::report_lines(report),
+                recovery: crate::report::report_lines(report),
             });
         }
         #[cfg(not(feature = "http"))]

@@ -15,7 +15,7 @@ use tidelog_storage::{ReadOutcome, ReadPlan, StoredBatch};
 use crate::engine::Engine;
 use crate::live::LiveQueue;
 use crate::sequencer::error_of;
-use crate::server::session::{FrameReader, SessionEnd, write_json};
+use crate::server::frames::{FrameReader, SessionEnd, write_json};
 use crate::state::owner_producer;
 
 /// One read from the log, and one write to the consumer, take about this many bytes.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::engine::Engine;
 use crate::outbox::Outbox;
 use crate::sequencer::{Ordered, SessionKey, Step, error_of};
-use crate::server::session::{FrameReader, SessionEnd, write_json};
+use crate::server::frames::{FrameReader, SessionEnd, write_json};
 use crate::state::Grant;
 
 /// Batches of one session that may wait for their answers; beyond that the session is not read.

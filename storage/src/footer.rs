@@ -12,8 +12,9 @@ use std::io;
 
 use bytes::{Buf, BufMut};
 
-use crate::index::{Point, SegmentIndex, SubjectIndex};
+use crate::index::{SegmentIndex, SubjectIndex};
 use crate::medium::{Medium, read_exact_at};
+use crate::plan::Point;
 use crate::segment::{Salt, name_number};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"TLFT");

@@ -5,21 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::entry::EntryHeader;
-use crate::reader::{ReadPlan, Step};
+use crate::plan::{POINT_SPACING_BYTES, Point, ReadPlan, Step};
 use crate::segment::{Salt, SegmentHeader};
 
-/// A subject's entries stand at most this many bytes behind a point, in the log. The price: an index point, 16 bytes, for
-/// each entry of a stream whose entries are further apart.
-pub(crate) const POINT_SPACING_BYTES: u64 = 16 * 1_024;
 /// How many points ahead a plan carries.
 const PLAN_POINTS_MAX: usize = 256;
-
-/// An offset, and the position of the entry that begins with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Point {
-    pub(crate) offset: u64,
-    pub(crate) position: u64,
-}
 
 /// Where one subject's offsets stand in one segment.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,11 +12,12 @@ use bytes::{Bytes, BytesMut};
 
 use crate::entry::{self, ENTRY_HEADER_LEN, EntryHeader, EntryKind, HeadPlace};
 use crate::footer;
-use crate::index::{POINT_SPACING_BYTES, Point, SegmentIndex};
+use crate::index::SegmentIndex;
 use crate::medium::{Medium, read_exact_at};
+use crate::plan::{POINT_SPACING_BYTES, Point, ReadPlan, Step};
 use crate::scan::{Scan, Scanned};
 use crate::segment::{ENTRIES_AT, file_offset, segment_name};
-use crate::segment_files::{KnownSegment, OpenSegment, SegmentFiles};
+use crate::segment_files::{KnownSegment, OpenSegment, ReadError, SegmentFiles};
 
 /// One read takes this many bytes, unless a single entry is larger.
 const BLOCK_BYTES: usize = 256 * 1_024;
@@ -71,51 +72,6 @@ pub enum ReadOutcome {
         /// The one behind the last.
         to: u64,
     },
-}
-
-/// Where to look next.
-#[derive(Debug, Clone)]
-pub(crate) enum Step {
-    /// Ask the footer of this segment; and, unless it has been there already, older ones if it does not go back far
-    /// enough.
-    Footer { segment: u64, goes_back: bool },
-    /// These points of this segment.
-    Points { segment: u64, end: u64, points: VecDeque<Point> },
-}
-
-/// How to read one subject from an offset on; it moves as it is read. When it is used up, the index makes a new one.
-#[derive(Debug, Clone)]
-pub struct ReadPlan {
-    pub(crate) subject: u64,
-    pub(crate) offset: u64,
-    pub(crate) wall_ms_min: Option<i64>,
-    /// The newest segment first; read from the back.
-    pub(crate) path: Vec<Step>,
-}
-
-impl ReadPlan {
-    /// The next offset that it will read.
-    #[must_use]
-    pub const fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Whether everything that it knew of has been read.
-    #[must_use]
-    pub fn is_used_up(&self) -> bool {
-        self.path.is_empty()
-    }
-}
-
-/// Why a read failed; reading again may work.
-#[derive(Debug, thiserror::Error)]
-#[error("could not read {file}: {source}")]
-pub struct ReadError {
-    /// The file.
-    pub file: String,
-    /// The failure.
-    #[source]
-    pub source: io::Error,
 }
 
 /// Reads segments; belongs on a thread of its own, since it waits for the disk.

@@ -10,9 +10,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::appender::{Appender, AppenderStart, NewEntry};
-use crate::entry::{EntryHead, EntryKind};
+use crate::entry::EntryKind;
 use crate::error::OpenError;
 use crate::fact::{Fact, FactKind, Facts};
+use crate::folder::Folder;
 use crate::footer;
 use crate::housekeeping::{
     Housekeeping, Job, RESERVE_BYTES, RESERVE_BYTES_MIN, RESERVE_PREFIX, SPARE_PREFIX, Spare, is_full, reserve_names,
@@ -21,6 +22,7 @@ use crate::housekeeping::{
 use crate::index::Index;
 use crate::medium::{Medium, MediumFile, read_exact_at};
 use crate::reader::ColdReader;
+use crate::report::{Damage, RecoveryReport, Replayed};
 use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader, file_offset, segment_name};
 use crate::survey::survey;
 use crate::walk::{Before, Walk};
@@ -29,90 +31,6 @@ use crate::{Entropy, LogOptions, ReplayTime, Sabotage};
 
 /// File system blocks: what is unproven is written again from the start of the block that holds the proven end.
 const BLOCK_BYTES: u64 = 4_096;
-
-/// What a fold is given, in log order.
-#[derive(Debug)]
-pub enum Replayed<'a> {
-    /// An entry.
-    Entry {
-        /// Its header, facts and payload head.
-        head: &'a EntryHead<'a>,
-        /// Whether its payload can be read.
-        payload_ok: bool,
-    },
-    /// Positions whose entries are lost.
-    Hole(Range<u64>),
-}
-
-/// What kind of damage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DamageKind {
-    /// One of the two headers of a segment; the other one served.
-    SegmentHeaderCopy,
-    /// Both headers of a segment; its place was worked out from its successor.
-    SegmentHeader,
-    /// A whole segment file.
-    SegmentMissing,
-    /// An entry's header, its copy or its padding; nothing is lost.
-    EntryCopy,
-    /// A payload: its records can't be read.
-    Payload,
-    /// Entries of which nothing can be read.
-    Hole,
-}
-
-impl DamageKind {
-    /// Whether anything that was stored can't be read because of it.
-    #[must_use]
-    pub const fn loses_data(self) -> bool {
-        matches!(self, Self::SegmentMissing | Self::Payload | Self::Hole)
-    }
-}
-
-/// One place where what is read is not what was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// What is broken.
-    pub kind: DamageKind,
-    /// The segment's number.
-    pub segment: u64,
-    /// The log positions concerned.
-    pub positions: Range<u64>,
-    /// The stream, producer or group, where it is known.
-    pub subject: Option<u64>,
-    /// The subject's offsets, where they are known.
-    pub offsets: Option<Range<u64>>,
-}
-
-/// What a start found and did.
-#[derive(Debug, Clone)]
-pub struct RecoveryReport {
-    /// The log's identity.
-    pub log_id: LogId,
-    /// How many times it has been started, this time included.
-    pub start_count: u64,
-    /// Below this position all is proven to have been durable.
-    pub proven: u64,
-    /// Where the log ended; what this start writes comes behind it.
-    pub end: u64,
-    /// Unproven bytes that were written again before they were synced.
-    pub rewritten_bytes: u64,
-    /// What lies behind the end and is not provably stored. It may include records that were stored: there is no proof.
-    /// It stays where it is.
-    pub cut: Option<Range<u64>>,
-    /// The same of earlier starts that died before they could write it down.
-    pub older_cuts: Vec<Range<u64>>,
-    /// All that is broken below the proven position.
-    pub damages: Vec<Damage>,
-    /// Files set aside, under their new names.
-    pub set_aside: Vec<String>,
-    /// Segments of the log, without the new one.
-    pub segments: usize,
-    /// Entries read.
-    pub entries: u64,
-    /// The newest clocks in the log.
-    pub last_time: ReplayTime,
-}
 
 /// The parts of an open log.
 #[derive(Debug)]
@@ -276,22 +194,6 @@ pub fn open(
         report: RecoveryReport { set_aside, ..report },
         lock,
     })
-}
-
-/// The medium, with words for its failures.
-#[derive(Clone, Copy)]
-pub(crate) struct Folder<'m> {
-    pub(crate) medium: &'m dyn Medium,
-}
-
-impl Folder<'_> {
-    pub(crate) fn run<T>(&self, step: &'static str, outcome: io::Result<T>) -> Result<T, OpenError> {
-        outcome.map_err(|source| self.error(step, source))
-    }
-
-    pub(crate) fn error(&self, step: &'static str, source: io::Error) -> OpenError {
-        OpenError::Medium { step, folder: self.medium.describe(), source }
-    }
 }
 
 /// What can be said of a log without changing it.

@@ -6,11 +6,21 @@ use std::io;
 use std::sync::Arc;
 
 use crate::medium::{Medium, MediumFile, read_exact_at};
-use crate::reader::ReadError;
 use crate::segment::{self, HeaderCopy, Predecessor, SEGMENT_HEADER_LEN, SegmentHeader, segment_name};
 
 /// Segment files kept open for reading.
 const FILES_MAX: usize = 64;
+
+/// Why a read failed; reading again may work.
+#[derive(Debug, thiserror::Error)]
+#[error("could not read {file}: {source}")]
+pub struct ReadError {
+    /// The file.
+    pub file: String,
+    /// The failure.
+    #[source]
+    pub source: io::Error,
+}
 
 /// A segment's file, and what its header says or should say.
 #[derive(Debug)]

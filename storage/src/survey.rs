@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::OpenError;
+use crate::folder::Folder;
 use crate::medium::{FileStat, MediumFile, read_exact_at};
-use crate::recovery::{Damage, DamageKind, Folder};
+use crate::report::{Damage, DamageKind};
 use crate::segment::{self, ENTRIES_AT, HeaderCopy, LogId, Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
 
 /// The highest number that still has a successor whose name is as long as all others.

@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::error::OpenError;
 use crate::footer;
 use crate::medium::Medium;
-use crate::recovery::{self, Damage, Replayed};
+use crate::recovery;
+use crate::report::{Damage, Replayed};
 use crate::{LogId, LogOptions};
 
 /// Why a folder could not be verified.
