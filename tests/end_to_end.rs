@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog::clock::{Clock, ManualClock};
-use tidelog::{Broker, BrokerConfig};
+use tidelog::{Broker, BrokerConfig, MediumChoice};
 use tidelog_client::{Client, ClientConfig, ReaderEvent};
-use tidelog_protocol::{ProducerName, Record, StartAt, StreamName, StreamSettings};
+use tidelog_protocol::{ErrorCode, ProducerName, Record, StartAt, StreamName, StreamSettings};
+use tidelog_storage::medium::SimulatedMedium;
 
 async fn connect(broker: &Broker) -> Client {
     let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
@@ -94,6 +95,42 @@ async fn a_time_is_found_however_far_into_a_segment_it_lies() {
         }
     }
     assert_eq!(values(&client, "events", StartAt::Time { time_ms: 1 << 40 }).await, []);
+    client.close().await;
+    broker.shutdown();
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
+    let disk = SimulatedMedium::new(1);
+    let medium = MediumChoice::Custom(Arc::new(disk.clone()));
+    let broker = Broker::start(BrokerConfig { http: None, medium, ..BrokerConfig::in_memory() }).unwrap();
+    let client = connect(&broker).await;
+    let events = client.create_stream(&name("events"), StreamSettings::default(), false).await.unwrap();
+    let producer = client.producer(ProducerName::new("p").unwrap()).open().await.unwrap();
+    let publisher = producer.stream(&events).await.unwrap();
+    disk.set_capacity_bytes(Some(disk.used_bytes() + (1 << 20)));
+    let is_refused = || broker.counters().refused(ErrorCode::DiskFull) > 0;
+    let mut sent = 0_u64;
+    while !is_refused() {
+        let mut value = vec![0; 64 << 10];
+        value[..8].copy_from_slice(&sent.to_le_bytes());
+        tokio::select! {
+            taken = publisher.send_value(&value) => { taken.unwrap(); sent += 1; }
+            // The window is full of what is refused.
+            () = async { while !is_refused() { tokio::task::yield_now().await } } => {}
+        }
+    }
+    let stored = values(&client, "events", StartAt::Start).await;
+    assert!(!stored.is_empty() && (stored.len() as u64) < sent, "{} of {sent}", stored.len());
+
+    disk.set_capacity_bytes(None);
+    publisher.flush().await.unwrap();
+    let numbers: Vec<_> = values(&client, "events", StartAt::Start)
+        .await
+        .into_iter()
+        .map(|(_, value)| u64::from_le_bytes(value[..8].try_into().unwrap()))
+        .collect();
+    assert_eq!(numbers, (0..sent).collect::<Vec<_>>());
     client.close().await;
     broker.shutdown();
 }
