@@ -33,7 +33,9 @@ const GROUP_BYTES: usize = 1 << 20;
 const LONE_BYTES: usize = 16 << 10;
 
 /// While a lone batch is synced its outcome is watched for so long: a good fdatasync, and then it is not worth a core.
-const WATCH: Duration = Duration::from_micros(300);
+const OUTCOME_WATCH: Duration = Duration::from_micros(300);
+/// After its answer the producer's next batch is watched for so long: a round trip, and what the producer makes of it.
+const NEXT_WATCH: Duration = Duration::from_micros(100);
 
 /// What sessions share. Lives on the network thread alone.
 #[derive(Debug)]
@@ -171,6 +173,8 @@ pub(crate) struct Driver {
     sync_timeout: Duration,
     sabotages: Sabotages,
     in_commit: Option<Commit>,
+    /// A lone batch has just been answered: its producer's next one is worth watching for.
+    watches_next: bool,
     is_preparing: bool,
     /// Watching takes a core that somebody else may need if there is only one.
     has_cores: bool,
@@ -180,6 +184,8 @@ pub(crate) struct Driver {
 #[derive(Debug)]
 struct Commit {
     bytes: GroupBytes,
+    /// Only one small batch waits for it.
+    is_lone: bool,
     /// By then it is done, or the disk hangs.
     deadline: Instant,
 }
@@ -193,7 +199,17 @@ impl Driver {
         sabotages: Sabotages,
     ) -> Self {
         let has_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
-        Self { log, housekeeping, events, sync_timeout, sabotages, in_commit: None, is_preparing: false, has_cores }
+        Self {
+            log,
+            housekeeping,
+            events,
+            sync_timeout,
+            sabotages,
+            in_commit: None,
+            watches_next: false,
+            is_preparing: false,
+            has_cores,
+        }
     }
 
     /// Syncs what is left and ends the threads. A log thread that hangs is left behind if `waits` is false.
@@ -211,6 +227,9 @@ impl Driver {
         let mut stopping = false;
         loop {
             self.supply(engine);
+            if std::mem::take(&mut self.watches_next) {
+                self.watch(NEXT_WATCH, || engine.sequencer.borrow().log().has_group()).await;
+            }
             self.hand_over(engine).await;
             if stopping && self.in_commit.is_none() {
                 return;
@@ -241,12 +260,13 @@ impl Driver {
     }
 
     /// Closes the open group when everything that has arrived has been read: closing at the first append would sync a
-    /// group of one and make the rest wait for it.
+    /// group of one and make the rest wait for it. A session reads all that it has before it lets go of the thread, so
+    /// one alone has no rest.
     async fn hand_over(&mut self, engine: &Engine) {
         if self.in_commit.is_some() || !engine.sequencer.borrow().log().has_group() {
             return;
         }
-        while engine.sequencer.borrow().log().buffered_bytes() < GROUP_BYTES {
+        while engine.hub.borrow().sessions() > 1 && engine.sequencer.borrow().log().buffered_bytes() < GROUP_BYTES {
             let before = engine.appends.get();
             tokio::task::yield_now().await;
             if engine.appends.get() == before {
@@ -259,20 +279,20 @@ impl Driver {
         if self.sabotages.has(Sabotage::ServeUnsynced) {
             engine.with_sequencer(|sequencer, hub| sequencer.apply_durable(group.end(), &bytes, hub));
         }
-        self.in_commit = Some(Commit { bytes, deadline: Instant::now() + self.sync_timeout });
         let is_lone =
             self.has_cores && bytes_in_group <= LONE_BYTES && engine.sequencer.borrow().answers_waiting() == 1;
+        self.in_commit = Some(Commit { bytes, is_lone, deadline: Instant::now() + self.sync_timeout });
         self.log.commit(group, is_lone);
         if is_lone {
-            self.watch().await;
+            self.watch(OUTCOME_WATCH, || false).await;
         }
     }
 
-    /// Looks for the outcome again and again for a while before this thread sleeps: a lone producer waits for nothing else.
-    /// Everything else that arrives meanwhile is dealt with as ever.
-    async fn watch(&self) {
-        let until = Instant::now() + WATCH;
-        while self.events.is_empty() && Instant::now() < until {
+    /// Looks for news again and again for a while before this thread sleeps. Everything that arrives meanwhile is dealt
+    /// with as ever.
+    async fn watch(&self, time: Duration, is_over: impl Fn() -> bool) {
+        let until = Instant::now() + time;
+        while self.events.is_empty() && !is_over() && Instant::now() < until {
             tokio::task::yield_now().await;
             // Whoever else wants this core gets it.
             std::thread::yield_now();
@@ -292,7 +312,8 @@ impl Driver {
     fn handle(&mut self, engine: &Engine, event: Event) {
         match event {
             Event::Log(LogOutcome::Committed { end, sealed, sync }) => {
-                let Some(Commit { bytes, .. }) = self.in_commit.take() else { return };
+                let Some(Commit { bytes, is_lone, .. }) = self.in_commit.take() else { return };
+                self.watches_next = is_lone;
                 engine.counters.syncs.add(1);
                 engine.counters.log_sync_seconds.observe_duration(sync);
                 let now = engine.now().monotonic;

@@ -101,6 +101,11 @@ impl Hub {
         key
     }
 
+    /// How many publishing sessions there are.
+    pub(crate) fn sessions(&self) -> usize {
+        self.outboxes.len()
+    }
+
     /// The session is over.
     pub(crate) fn close_session(&mut self, producer: ProducerId, key: SessionKey) {
         self.outboxes.remove(&key);
