@@ -142,6 +142,7 @@ async fn a_broker_that_lost_acknowledged_records_is_told_and_gets_nothing_more()
         state.last.get_mut(&(producer.id(), stream)).unwrap().sequence = 3;
     }
     broker.cut_all();
+    // The clock is paused: it moves on only when every task is idle, so the reconnect has run its course by then.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let attachments = broker.state().attachments.len();
     let error = match publisher.send_value(b"5").await {
@@ -194,7 +195,7 @@ async fn a_broker_that_never_answers_is_given_up_after_the_timeout() {
     let broker = Broker::new().with_stream("s");
     broker.script(|_| Action::Ignore);
     let (_producer, publisher) = open_on(&broker, "s").await;
-    // Idle time does not count.
+    // Idle time does not count. That it passes is the point; the clock is paused, so it costs nothing.
     tokio::time::sleep(Duration::from_secs(100)).await;
     let started = Instant::now();
     publisher.send_value(b"x").await.unwrap();
