@@ -15,11 +15,12 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::address::Address;
 use crate::consumer::ReaderBuilder;
+use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::link::Link;
 use crate::producer::ProducerBuilder;
 use crate::quic::QuicConnector;
-use crate::retry::{Backoff, jitter};
+use crate::retry::Backoff;
 use crate::target::StreamTarget;
 use crate::trust::{Trust, TrustEnvironment};
 
@@ -36,6 +37,7 @@ pub struct ClientConfig {
     token: Option<String>,
     name: String,
     timeout: Duration,
+    entropy: Entropy,
 }
 
 impl ClientConfig {
@@ -46,6 +48,7 @@ impl ClientConfig {
             token: None,
             name: concat!("tidelog-client/", env!("CARGO_PKG_VERSION")).into(),
             timeout: TIMEOUT_DEFAULT,
+            entropy: Entropy::System,
         }
     }
 
@@ -85,6 +88,18 @@ impl ClientConfig {
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Takes the random numbers of this client (how long it waits before it tries again, the identities of producers'
+    /// sessions) from a seed instead of the operating system: for tests and simulations that replay a run.
+    ///
+    /// Every client of one broker needs a seed of its own, in later runs against the same log, too: two sessions with
+    /// one identity are one session to the broker, and neither fences the other. Clients made from clones of this
+    /// configuration draw from the same sequence of numbers, so they differ.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.entropy = Entropy::seeded(seed);
         self
     }
 }
@@ -171,6 +186,14 @@ impl Client {
     /// So long without progress ends a call.
     pub fn timeout(&self) -> Duration {
         self.shared.config.timeout
+    }
+
+    pub(crate) fn jitter(&self) -> u32 {
+        self.shared.config.entropy.jitter()
+    }
+
+    pub(crate) fn entropy(&self) -> &Entropy {
+        &self.shared.config.entropy
     }
 
     /// Makes a stream.
@@ -338,7 +361,7 @@ impl Client {
             if !error.is_retryable() || !(error.is_safe_to_resend() || may_repeat(&request)) {
                 return Err(error);
             }
-            let next = Instant::now() + backoff.next_delay(jitter());
+            let next = Instant::now() + backoff.next_delay(self.jitter());
             if next >= deadline {
                 return Err(self.timed_out("waiting for the broker's answer", Some(error)));
             }
@@ -441,7 +464,7 @@ async fn reconnect(weak: Weak<Shared>) {
             Ok(Err(error)) => {
                 tracing::debug!(%error, "no connection to the broker yet");
                 cause = Some(error);
-                Instant::now() + backoff.next_delay(jitter())
+                Instant::now() + backoff.next_delay(config.entropy.jitter())
             }
             Err(_) => deadline,
         };

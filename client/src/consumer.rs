@@ -19,7 +19,7 @@ use crate::channel::{Channel, failure, unexpected};
 use crate::connection::{Client, wrong_answer};
 use crate::error::Error;
 use crate::link::Link;
-use crate::retry::{Backoff, jitter};
+use crate::retry::Backoff;
 use crate::target::StreamTarget;
 
 /// How a stream is read; made by [`Client::reader`].
@@ -150,7 +150,7 @@ async fn subscribe(client: Client, stream: StreamId, from: StartAt, follow: bool
             Ok(done) => return done,
             Err(_) => return Err(client.timed_out("subscribing", cause)),
         };
-        let next = Instant::now() + backoff.next_delay(jitter());
+        let next = Instant::now() + backoff.next_delay(client.jitter());
         if next >= deadline || matches!(error, Error::TimedOut { .. }) {
             return Err(match error {
                 timed_out @ Error::TimedOut { .. } => timed_out,
@@ -254,7 +254,7 @@ impl Reader {
     /// Subscribes again behind what was given.
     fn resume(&mut self, error: &Error) {
         tracing::debug!(%error, stream = %self.stream.name, next = %self.next, "reader interrupted");
-        let delay = self.backoff.next_delay(jitter());
+        let delay = self.backoff.next_delay(self.client.jitter());
         let (client, stream, follow) = (self.client.clone(), self.stream.id, self.end.is_none());
         let from = StartAt::Offset { offset: self.next };
         self.state = State::Opening(Box::pin(async move {

@@ -39,6 +39,7 @@ mod address;
 mod channel;
 mod connection;
 mod consumer;
+mod entropy;
 mod error;
 mod link;
 mod pin;

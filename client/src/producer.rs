@@ -5,8 +5,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidelog_protocol::{
-    AttemptId, CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, Offset, ProducerId, ProducerName, Record, Request,
-    Sequence, StreamDescription, StreamName,
+    CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, Offset, ProducerId, ProducerName, Record, Request, Sequence,
+    StreamDescription, StreamName,
 };
 use tokio::task::JoinHandle;
 
@@ -52,7 +52,7 @@ impl ProducerBuilder {
     /// `fenced` if another session opened the name at the same time; those of the connection.
     pub async fn open(self) -> Result<Producer, Error> {
         let limits = self.client.welcome().await?.limits;
-        let attempt = random_attempt()?;
+        let attempt = self.client.entropy().attempt()?;
         let (id, epoch) = match &self.name {
             None => (ProducerId::ANONYMOUS, Epoch::NONE),
             Some(name) => {
@@ -72,12 +72,6 @@ impl ProducerBuilder {
         let opened = Opened { client: self.client, name: self.name, id, epoch, shared, task };
         Ok(Producer { opened: Arc::new(opened) })
     }
-}
-
-fn random_attempt() -> Result<AttemptId, Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Randomness { reason: error.to_string() })?;
-    Ok(AttemptId::new(bytes))
 }
 
 /// An open producer.

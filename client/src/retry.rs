@@ -31,11 +31,6 @@ impl Backoff {
     }
 }
 
-/// A random number for [`Backoff::next_delay`]; without a source of randomness simply the longest wait.
-pub(crate) fn jitter() -> u32 {
-    getrandom::u32().unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::channel::{Channel, failure, unexpected};
 use crate::connection::{Client, wrong_answer};
 use crate::error::Error;
-use crate::retry::{Backoff, jitter};
+use crate::retry::Backoff;
 use crate::window::{Settled, Window};
 
 /// Bytes gathered for one write.
@@ -108,14 +108,14 @@ impl Session {
             self.note_cause(error);
             self.note_waiting();
             if let Some(deadline) = self.deadline() {
-                let next = Instant::now() + self.backoff.next_delay(jitter());
+                let next = Instant::now() + self.backoff.next_delay(self.client.jitter());
                 if next >= deadline {
                     return self.give_up();
                 }
                 sleep_until(next).await;
             } else {
                 // Nothing to send: the broker is reached again when there is.
-                sleep(self.backoff.next_delay(jitter())).await;
+                sleep(self.backoff.next_delay(self.client.jitter())).await;
                 while self.shared.lock().is_empty() {
                     self.shared.work.notified().await;
                 }
