@@ -126,6 +126,12 @@ pub enum Error {
         /// What it sent.
         reason: String,
     },
+    /// The producer or its stream has ended, and records that it had sent were without an answer: they may be stored.
+    #[error("{cause}; what was sent and not acknowledged may or may not be stored")]
+    Unsettled {
+        /// Why it ended; [`kind`](Error::kind), [`code`](Error::code) and [`name`](Error::name) are those of this.
+        cause: Box<Error>,
+    },
     /// The client, producer or publisher that was used is closed.
     #[error("already closed")]
     Closed,
@@ -175,16 +181,31 @@ impl ErrorKind {
 impl Error {
     /// Whether the same call may well succeed later, with nothing changed on this side.
     ///
-    /// Producers and readers have already tried for as long as the client's timeout allows when they say so.
+    /// Producers and readers have already tried for as long as the client's timeout allows when they say so, and a
+    /// producer that has ended stays ended: open another one.
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } | Self::TimedOut { .. } => true,
             Self::Refused { retryable, .. } => *retryable,
-            _ => false,
+            Self::Unsettled { cause } => cause.is_retryable(),
+            Self::Address(_)
+            | Self::Trust(_)
+            | Self::Tls(_)
+            | Self::Untrusted { .. }
+            | Self::ForeignProtocol { .. }
+            | Self::AcknowledgedLost { .. }
+            | Self::WrittenByAnother { .. }
+            | Self::AnotherLog { .. }
+            | Self::Record(_)
+            | Self::ChecksumMismatch { .. }
+            | Self::Protocol { .. }
+            | Self::Closed
+            | Self::Randomness { .. } => false,
         }
     }
 
-    /// Whether it is certain that nothing was done, so that doing it again can't do it twice.
+    /// Whether it is certain that nothing was done by the call that this error ended, so that doing it again can't do it
+    /// twice. An error that ended a producer says so only if none of its records is without an answer.
     ///
     /// A record that was taken by a named producer is safe in any case as long as it keeps its sequence.
     pub const fn is_safe_to_resend(&self) -> bool {
@@ -195,12 +216,17 @@ impl Error {
             | Self::Untrusted { .. }
             | Self::ForeignProtocol { .. }
             | Self::Unreachable { .. }
-            | Self::Refused { .. }
             | Self::Record(_)
             | Self::Closed
             | Self::Randomness { .. } => true,
+            Self::Refused { code, .. } => match code {
+                // Done or not, the broker does not know either; and what a newer one means by its code, nobody here.
+                None | Some(ErrorCode::Poisoned | ErrorCode::TimedOut | ErrorCode::Internal) => false,
+                Some(_) => true,
+            },
             Self::Lost { .. }
             | Self::TimedOut { .. }
+            | Self::Unsettled { .. }
             | Self::AcknowledgedLost { .. }
             | Self::WrittenByAnother { .. }
             | Self::AnotherLog { .. }
@@ -214,6 +240,7 @@ impl Error {
         match self {
             Self::Refused { code, .. } => *code,
             Self::TimedOut { cause, .. } => cause.as_deref().and_then(Self::code),
+            Self::Unsettled { cause } => cause.code(),
             Self::Record(error) => Some(error.code()),
             _ => None,
         }
@@ -223,6 +250,7 @@ impl Error {
     pub fn name(&self) -> &str {
         match self {
             Self::Refused { name, .. } => name,
+            Self::Unsettled { cause } => cause.name(),
             Self::Record(error) => error.code().name(),
             Self::Address(_) => "bad_address",
             Self::Trust(_) => "no_trust",
@@ -254,6 +282,7 @@ impl Error {
                 _ => ErrorKind::Unreachable,
             },
             Self::Refused { code, .. } => code.map_or(ErrorKind::Failed, kind_of_code),
+            Self::Unsettled { cause } => cause.kind(),
             Self::WrittenByAnother { .. } | Self::AnotherLog { .. } => ErrorKind::Conflict,
             Self::AcknowledgedLost { .. }
             | Self::ChecksumMismatch { .. }
@@ -265,6 +294,15 @@ impl Error {
 
     pub(crate) fn protocol(reason: impl Into<String>) -> Self {
         Self::Protocol { reason: reason.into() }
+    }
+
+    /// The same end, with records left of which nobody knows whether they are stored.
+    pub(crate) fn unsettled(self) -> Self {
+        // Those that promise nothing anyway stay as they are.
+        if self.is_safe_to_resend() {
+            return Self::Unsettled { cause: Box::new(self) };
+        }
+        self
     }
 
     /// A refusal that comes as a bare number, as those of publishes do.
@@ -366,51 +404,4 @@ impl From<BatchError> for Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_have_the_documented_exit_codes() {
-        let refused = |code| Error::refused(code, "no".into(), None);
-        let rows = [
-            (refused(ErrorCode::Damaged), 1),
-            (refused(ErrorCode::RecordTooLarge), 2),
-            (Error::Unreachable { reason: "x".into() }, 3),
-            (Error::ForeignProtocol { reason: "x".into() }, 3),
-            (refused(ErrorCode::StreamGone), 4),
-            (refused(ErrorCode::NotFound), 4),
-            (refused(ErrorCode::SequenceReused), 5),
-            (refused(ErrorCode::Fenced), 5),
-            (Error::Untrusted { reason: "x".into() }, 6),
-            (refused(ErrorCode::Unauthorized), 6),
-            (refused(ErrorCode::DiskFull), 7),
-        ];
-        for (error, exit_code) in rows {
-            assert_eq!(error.kind().exit_code(), exit_code, "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_timeout_remembers_that_the_broker_was_only_busy() {
-        let timed_out = |cause: Error| Error::TimedOut {
-            waited: Duration::from_secs(30),
-            doing: "publishing",
-            cause: Some(Box::new(cause)),
-        };
-        let busy = timed_out(Error::refused(ErrorCode::Busy, "no room".into(), None));
-        assert_eq!((busy.kind(), busy.code()), (ErrorKind::Busy, Some(ErrorCode::Busy)));
-        assert!(busy.to_string().contains("30 s while publishing; last: no room"), "{busy}");
-        let lost = timed_out(Error::Lost { reason: "refused".into() });
-        assert_eq!(lost.kind(), ErrorKind::Unreachable);
-        assert!(lost.is_retryable() && !lost.is_safe_to_resend());
-    }
-
-    #[test]
-    fn a_close_code_decides_whether_a_new_connection_helps() {
-        let closed = |code: CloseCode| Error::from(TransportError::Closed { code: code as u32, reason: String::new() });
-        assert!(closed(CloseCode::Stopping).is_retryable());
-        assert!(closed(CloseCode::Busy).is_retryable());
-        assert!(!closed(CloseCode::Unauthorized).is_retryable());
-        assert_eq!(closed(CloseCode::Superseded).code(), Some(ErrorCode::Superseded));
-    }
-}
+mod tests;

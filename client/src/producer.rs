@@ -2,19 +2,18 @@
 
 use std::fmt;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use tidelog_protocol::{
-    CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, Offset, ProducerId, ProducerName, Record, Request, Sequence,
-    StreamDescription, StreamName,
-};
+use tidelog_protocol::{CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, ProducerId, ProducerName, Request, Sequence};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::connection::Client;
+use crate::connection::{Client, ProducerPosition};
 use crate::error::Error;
+use crate::publisher::Publisher;
 use crate::session::{Session, Shared};
 use crate::target::StreamTarget;
-use crate::window::{Body, Push, Receipt, Window};
+use crate::window::{Ack, Numbering, Window, WindowOptions};
 
 /// How a producer is opened; made by [`Client::producer`] and [`Client::anonymous_producer`].
 #[derive(Debug, Clone)]
@@ -23,22 +22,60 @@ pub struct ProducerBuilder {
     client: Client,
     name: Option<ProducerName>,
     window_bytes: usize,
+    ack: Ack,
+    sparse: bool,
     receipts: bool,
 }
 
 impl ProducerBuilder {
     pub(crate) fn new(client: Client, name: Option<ProducerName>) -> Self {
-        Self { client, name, window_bytes: CLIENT_WINDOW_BYTES_DEFAULT as usize, receipts: false }
+        Self {
+            client,
+            name,
+            window_bytes: CLIENT_WINDOW_BYTES_DEFAULT as usize,
+            ack: Ack::default(),
+            sparse: false,
+            receipts: false,
+        }
     }
 
     /// Bytes of records that may wait to become durable, over all streams of the producer (default 4 MiB, never more
-    /// than the broker allows). Beyond that [`Publisher::send`] waits.
+    /// than the broker allows). Beyond that [`Publisher::send`] waits, which is how a slow broker slows its producers
+    /// down. A single record larger than the window has it for itself.
     pub fn window_bytes(mut self, bytes: usize) -> Self {
         self.window_bytes = bytes;
         self
     }
 
-    /// Collect a [`Receipt`] for each batch. They must be taken with [`Publisher::next_receipt`], from another task than
+    /// When a record counts as acknowledged for [`Publisher::publish`] and [`Publisher::acknowledged`]; by default when
+    /// it is durable.
+    ///
+    /// With [`Ack::Accepted`] they do not wait for the broker's disk. The producer keeps every record until it is durable
+    /// all the same and sends it again after a lost connection or a restart of the broker, so that nothing is lost unless
+    /// this process ends first, gives up after the client's timeout, is fenced, or the stream is removed.
+    /// [`Publisher::flush`], [`Producer::close`] and receipts speak of durable records in both modes.
+    pub fn ack(mut self, ack: Ack) -> Self {
+        self.ack = ack;
+        self
+    }
+
+    /// The application numbers its records itself, with numbers that rise and may jump, such as the ids of an outbox
+    /// table: each goes in by [`Publisher::send_at`] or [`Publisher::publish_at`]. For good: a stream that has sparse
+    /// sequences of a producer takes no others of it any more. Anonymous producers have no sequences.
+    ///
+    /// Numbers that rise without jumps need no option, see [`Publisher::send_at`].
+    ///
+    /// Records must be given in the order of their numbers, so the numbers must become visible to the application in
+    /// that order. Ids that a database hands out do not, when transactions commit in another order than they began: if
+    /// 15 commits after 17 was published, 15 is refused as `sequence_past`. It is not in the stream, and nothing will
+    /// ever take it for a duplicate. Read an outbox by a number that is given at commit, or wait until all lower ids are
+    /// settled.
+    pub fn sparse(mut self, sparse: bool) -> Self {
+        self.sparse = sparse;
+        self
+    }
+
+    /// Collect a [`Receipt`](crate::Receipt) for each batch. They must be taken with [`Publisher::next_receipt`], from another task than
     /// the one that sends or between sends: when some thousands wait, sending waits too.
     pub fn receipts(mut self, collect: bool) -> Self {
         self.receipts = collect;
@@ -65,11 +102,18 @@ impl ProducerBuilder {
             }
         };
         let window_bytes = self.window_bytes.min(limits.window_bytes_max as usize);
-        let window = Window::new(self.name.is_none(), window_bytes, limits, self.receipts);
+        let numbering = match (&self.name, self.sparse) {
+            (None, _) => Numbering::Anonymous,
+            (Some(_), false) => Numbering::Dense,
+            (Some(_), true) => Numbering::Sparse,
+        };
+        let options =
+            WindowOptions { numbering, ack: self.ack, bytes_max: window_bytes, collect_receipts: self.receipts };
+        let window = Window::new(options, limits);
         let shared = Arc::new(Shared::new(window));
         let session = Session::new(self.client.clone(), Arc::clone(&shared), id, epoch, attempt);
         let task = Mutex::new(Some(tokio::spawn(session.run())));
-        let opened = Opened { client: self.client, name: self.name, id, epoch, shared, task };
+        let opened = Opened { client: self.client, name: self.name, id, epoch, numbering, shared, task };
         Ok(Producer { opened: Arc::new(opened) })
     }
 }
@@ -78,7 +122,8 @@ impl ProducerBuilder {
 ///
 /// With a name, every record has a sequence in its stream, and a record is stored once whatever happens to connections
 /// and brokers meanwhile. A program that is started again learns from [`Publisher::last_sequence`] where it was; if its
-/// own records have stable numbers it goes on from there, and they are stored once through its own restarts, too.
+/// own records have stable numbers it goes on from there, and they are stored once through its own restarts, too. If
+/// they have none, a record that is handed in again after a restart gets a new sequence and is another record.
 ///
 /// Without a name it is at-least-once: what was not acknowledged when a connection is lost is sent again, and is then in
 /// the stream twice if only the acknowledgement was lost; and what was refused for a while may come after later records.
@@ -88,12 +133,13 @@ pub struct Producer {
     opened: Arc<Opened>,
 }
 
-struct Opened {
+pub(crate) struct Opened {
     client: Client,
-    name: Option<ProducerName>,
+    pub(crate) name: Option<ProducerName>,
     id: ProducerId,
     epoch: Epoch,
-    shared: Arc<Shared>,
+    numbering: Numbering,
+    pub(crate) shared: Arc<Shared>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -129,37 +175,49 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// `not_found` if there is no such stream; `sequence_mode` if this producer's sequences jump in it, which this
-    /// handle can't go on with; those of the connection.
+    /// `not_found` if there is no such stream; `sequence_mode` if this producer's sequences are sparse in it and the
+    /// producer was not opened as [`sparse`](ProducerBuilder::sparse); those of the connection.
     pub async fn stream(&self, stream: impl Into<StreamTarget>) -> Result<Publisher, Error> {
         let opened = &self.opened;
         let description = stream.into().resolve(&opened.client).await?;
-        let (last, last_offset, last_record_crc) = if opened.name.is_none() {
-            (Sequence::NONE, None, 0)
-        } else {
-            let found = opened.client.producer_position(opened.id, description.id).await?;
-            if found.sparse {
-                return Err(Error::refused(
-                    ErrorCode::SequenceMode,
-                    format!("this producer's sequences in '{}' are not consecutive", description.name),
-                    None,
-                ));
+        let found = match opened.name {
+            None => {
+                ProducerPosition { last_sequence: Sequence::NONE, last_offset: None, last_record_crc: 0, sparse: false }
             }
-            (found.last_sequence, found.last_offset, found.last_record_crc)
+            Some(_) => opened.client.producer_position(opened.id, description.id).await?,
         };
-        let slot = opened.shared.lock().add_stream(description.id, description.name.clone(), last, last_offset);
-        Ok(Publisher { opened: Arc::clone(opened), slot, description, last_record_crc })
+        if found.sparse && opened.numbering == Numbering::Dense {
+            return Err(Error::refused(
+                ErrorCode::SequenceMode,
+                format!("this producer's sequences in '{}' are not consecutive", description.name),
+                None,
+            ));
+        }
+        let slot = opened.shared.lock().add_stream(description.id, description.name.clone(), found);
+        Ok(Publisher::new(Arc::clone(opened), slot, description, found.last_record_crc))
+    }
+
+    /// Bytes held for records that are not durable yet; at most the [window](ProducerBuilder::window_bytes), but for a
+    /// single record that is larger.
+    pub fn pending_bytes(&self) -> usize {
+        self.opened.shared.lock().bytes()
     }
 
     /// Waits until everything that was sent on all streams is durable.
     ///
+    /// Cancel safe: it only waits.
+    ///
     /// # Errors
     ///
-    /// The error that ended the producer or one of its streams.
+    /// The error that ended the producer, or one of its streams with records that are not durable. An ended producer has
+    /// its error told here even if everything sent before is durable.
     pub async fn flush(&self) -> Result<(), Error> {
         let targets: Vec<u64> = self.opened.shared.lock().streams().map(|(_, stream)| stream.pushed).collect();
         self.opened
             .wait(|window| {
+                if let Some(error) = window.failure.as_ref().filter(|error| !matches!(error, Error::Closed)) {
+                    return Some(Err(error.clone()));
+                }
                 let mut flushed = Some(Ok(()));
                 for ((_, stream), target) in window.streams().zip(&targets) {
                     if stream.settled < *target {
@@ -176,16 +234,20 @@ impl Producer {
 
     /// Waits until everything is durable, then ends the session. Publishers that are left can't be used any more.
     ///
+    /// Cancel safe: if the future is dropped while it waits for records to become durable, the producer is as it was, and
+    /// can be used and closed again.
+    ///
     /// # Errors
     ///
     /// As for [`flush`](Self::flush); the session is ended all the same.
-    pub async fn close(self) -> Result<(), Error> {
+    pub async fn close(&self) -> Result<(), Error> {
         let flushed = self.flush().await;
         self.opened.shared.stop();
-        let task = self.opened.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
+        let mut task = self.opened.task.lock().await;
+        if let Some(handle) = task.as_mut() {
             // It ends by itself; that a runtime in shutdown has cancelled it is as good.
-            let _ = task.await;
+            let _ = handle.await;
+            *task = None;
         }
         flushed
     }
@@ -204,7 +266,7 @@ impl fmt::Debug for Producer {
 
 impl Opened {
     /// Waits until `check` has an answer, looking again whenever something was answered.
-    async fn wait<T>(&self, mut check: impl FnMut(&mut Window) -> Option<T>) -> T {
+    pub(crate) async fn wait<T>(&self, mut check: impl FnMut(&mut Window) -> Option<T>) -> T {
         loop {
             // Registered before the look, so that no change is missed.
             let mut changed = pin!(self.shared.changed.notified());
@@ -214,177 +276,5 @@ impl Opened {
             }
             changed.await;
         }
-    }
-}
-
-/// A producer's end of one stream.
-///
-/// Numbers are as of now unless they say otherwise. Calls may come from several tasks; the order of their records is
-/// then the order in which they were taken in.
-pub struct Publisher {
-    opened: Arc<Opened>,
-    slot: usize,
-    description: StreamDescription,
-    last_record_crc: u32,
-}
-
-impl Publisher {
-    /// The stream's name.
-    pub fn stream_name(&self) -> &StreamName {
-        &self.description.name
-    }
-
-    /// The stream as it was when this publisher was made.
-    pub fn description(&self) -> &StreamDescription {
-        &self.description
-    }
-
-    /// The last sequence that is durable: before the first send, what an earlier session has left.
-    /// [`Sequence::NONE`] if there is none or the producer is anonymous.
-    pub fn last_sequence(&self) -> Sequence {
-        self.opened.shared.lock().stream(self.slot).told
-    }
-
-    /// The offset of the last durable record, where known.
-    pub fn last_offset(&self) -> Option<Offset> {
-        self.opened.shared.lock().stream(self.slot).last_offset
-    }
-
-    /// The checksum ([`Record::crc`]) of the last durable record as it was when this publisher was made; 0 if there was
-    /// none. A program that goes on from its input's record number [`last_sequence`](Self::last_sequence) compares it
-    /// with that record, so that other input is noticed.
-    pub fn last_record_crc(&self) -> u32 {
-        self.last_record_crc
-    }
-
-    /// Records of this publisher that the broker stored.
-    pub fn published(&self) -> u64 {
-        self.opened.shared.lock().stream(self.slot).published
-    }
-
-    /// Records of this publisher that the broker had stored before, among them those whose first acknowledgement was
-    /// lost with a connection.
-    pub fn duplicates(&self) -> u64 {
-        self.opened.shared.lock().stream(self.slot).duplicates
-    }
-
-    /// Takes a record into the window, waiting for room, and gives its sequence ([`Sequence::NONE`] if anonymous). It is
-    /// durable when [`flush`](Self::flush) returns or its receipt comes.
-    ///
-    /// Cancel safe: if the future is dropped before it is ready the record was not taken.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Record`] if the record is beyond the broker's limits, which ends nothing; otherwise the error that ended
-    /// the producer or this stream.
-    pub async fn send(&self, record: Record) -> Result<Sequence, Error> {
-        self.append(Body::Record(&record)).await
-    }
-
-    /// [`send`](Self::send) of a record that is only a value, without making one.
-    ///
-    /// # Errors
-    ///
-    /// As for [`send`](Self::send).
-    pub async fn send_value(&self, value: &[u8]) -> Result<Sequence, Error> {
-        self.append(Body::Value(value)).await
-    }
-
-    async fn append(&self, body: Body<'_>) -> Result<Sequence, Error> {
-        let pushed = self.opened.shared.lock().push(self.slot, body)?;
-        let (sequence, wake) = match pushed {
-            Push::Taken { sequence, wake } => (sequence, wake),
-            Push::Full => self.append_when_room(body).await?,
-        };
-        if wake {
-            self.opened.shared.work.notify_one();
-        }
-        Ok(sequence)
-    }
-
-    async fn append_when_room(&self, body: Body<'_>) -> Result<(Sequence, bool), Error> {
-        let slot = self.slot;
-        self.opened
-            .wait(|window| match window.push(slot, body) {
-                Ok(Push::Taken { sequence, wake }) => Some(Ok((sequence, wake))),
-                Ok(Push::Full) => None,
-                Err(error) => Some(Err(error)),
-            })
-            .await
-    }
-
-    /// Waits until everything that was sent here before is durable.
-    ///
-    /// # Errors
-    ///
-    /// The error that ended the producer or this stream: what was not acknowledged may or may not be stored.
-    pub async fn flush(&self) -> Result<(), Error> {
-        let slot = self.slot;
-        let target = self.opened.shared.lock().stream(slot).pushed;
-        self.opened
-            .wait(|window| {
-                let stream = window.stream(slot);
-                if stream.settled >= target {
-                    return Some(Ok(()));
-                }
-                stream.failure.as_ref().or(window.failure.as_ref()).map(|error| Err(error.clone()))
-            })
-            .await
-    }
-
-    /// Takes no more records and waits until all are durable.
-    ///
-    /// # Errors
-    ///
-    /// As for [`flush`](Self::flush).
-    pub async fn close(&self) -> Result<(), Error> {
-        self.opened.shared.lock().stream_mut(self.slot).closed = true;
-        self.opened.shared.changed.notify_waiters();
-        self.flush().await
-    }
-
-    /// The next batch that became durable, if the producer was opened with [`ProducerBuilder::receipts`]. `None` when no
-    /// more can come: after [`close`](Self::close) has been called and all is durable, or after an error, which
-    /// [`flush`](Self::flush) tells. Cancel safe.
-    pub async fn next_receipt(&self) -> Option<Receipt> {
-        let slot = self.slot;
-        let receipt = self
-            .opened
-            .wait(|window| {
-                if let Some(receipt) = window.take_receipt(slot) {
-                    return Some(Some(receipt));
-                }
-                let stream = window.stream(slot);
-                let ended = window.failure.is_some()
-                    || stream.failure.is_some()
-                    || stream.closed && stream.settled == stream.pushed;
-                ended.then_some(None)
-            })
-            .await;
-        self.after_taking(receipt)
-    }
-
-    /// A receipt that is already there.
-    pub fn try_next_receipt(&self) -> Option<Receipt> {
-        let receipt = self.opened.shared.lock().take_receipt(self.slot);
-        self.after_taking(receipt)
-    }
-
-    /// A receipt taken is room for a sender that waits.
-    fn after_taking(&self, receipt: Option<Receipt>) -> Option<Receipt> {
-        if receipt.is_some() {
-            self.opened.shared.changed.notify_waiters();
-        }
-        receipt
-    }
-}
-
-impl fmt::Debug for Publisher {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Publisher")
-            .field("producer", &self.opened.name)
-            .field("stream", &self.description.name)
-            .finish_non_exhaustive()
     }
 }

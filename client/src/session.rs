@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tidelog_protocol::{
-    AttemptId, Epoch, ErrorCode, Frame, FrameKind, ProducerId, Request, Response, decode_answers, encode_frame_header,
-    write_all,
+    AttemptId, Epoch, ErrorCode, Frame, FrameKind, ProducerId, Request, Response, decode_accepted, decode_answers,
+    encode_frame_header, write_all,
 };
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -16,7 +16,7 @@ use crate::channel::{Channel, failure, unexpected};
 use crate::connection::{Client, wrong_answer};
 use crate::error::Error;
 use crate::retry::Backoff;
-use crate::window::{Settled, Window};
+use crate::window::{Ack, Settled, Window};
 
 /// Bytes gathered for one write.
 const WRITE_BYTES: usize = 512 * 1024;
@@ -55,6 +55,20 @@ impl Shared {
     /// Ends the task.
     pub(crate) fn stop(&self) {
         self.stop.notify_one();
+    }
+}
+
+/// Why an attachment ended.
+enum Ended {
+    /// The window is sent again over another one.
+    ForNow(Error),
+    /// The producer can't go on.
+    ForGood(Error),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        if error.is_retryable() { Self::ForNow(error) } else { Self::ForGood(error) }
     }
 }
 
@@ -99,11 +113,12 @@ impl Session {
     /// Attaches and pumps, again and again; gives the error that can't be ridden out.
     async fn drive(&mut self) -> Error {
         loop {
-            let error = self.attach_and_pump().await;
+            let ended = self.attach_and_pump().await;
             self.shared.changed.notify_waiters();
-            if !error.is_retryable() {
-                return error;
-            }
+            let error = match ended {
+                Ended::ForNow(error) => error,
+                Ended::ForGood(error) => return error,
+            };
             tracing::debug!(%error, "producer interrupted");
             self.note_cause(error);
             self.note_waiting();
@@ -124,12 +139,12 @@ impl Session {
         }
     }
 
-    async fn attach_and_pump(&mut self) -> Error {
+    async fn attach_and_pump(&mut self) -> Ended {
         let deadline = self.deadline().unwrap_or_else(|| Instant::now() + self.client.timeout());
         match timeout_at(deadline, self.attach()).await {
             Ok(Ok(channel)) => self.pump(channel).await,
-            Ok(Err(error)) => error,
-            Err(_) => self.client.timed_out("attaching the producer", None),
+            Ok(Err(error)) => error.into(),
+            Err(_) => self.client.timed_out("attaching the producer", None).into(),
         }
     }
 
@@ -155,7 +170,7 @@ impl Session {
             producer: self.producer,
             epoch: self.epoch,
             attempt: self.attempt,
-            accepted: false,
+            accepted: self.shared.lock().ack() == Ack::Accepted,
         };
         let (channel, response) = link.open(request).await?;
         if response != Response::Attached {
@@ -177,7 +192,7 @@ impl Session {
         };
         for (slot, stream) in streams {
             match self.client.producer_position(self.producer, stream).await {
-                Ok(position) => self.shared.lock().check_last(slot, position.last_sequence)?,
+                Ok(position) => self.shared.lock().check_last(slot, position)?,
                 Err(error) if matches!(error.code(), Some(ErrorCode::NotFound | ErrorCode::StreamGone)) => {
                     self.shared.lock().fail_stream(slot, error);
                     self.shared.changed.notify_waiters();
@@ -189,7 +204,7 @@ impl Session {
     }
 
     /// Sends and settles until something is wrong.
-    async fn pump(&mut self, mut channel: Channel) -> Error {
+    async fn pump(&mut self, mut channel: Channel) -> Ended {
         let shared = Arc::clone(&self.shared);
         let mut unwritten = Vec::new();
         let patience = sleep_until(self.deadline().unwrap_or_else(|| Instant::now() + self.client.timeout()));
@@ -208,13 +223,19 @@ impl Session {
                     unwritten.clear();
                 }
                 frame = channel.incoming.next() => {
-                    if let Err(error) = frame.and_then(|frame| self.apply_all(frame, &mut channel)) {
-                        return error;
+                    let applied = match frame {
+                        Ok(frame) => self.apply_all(frame, &mut channel),
+                        Err(error) => Err(error.into()),
+                    };
+                    if let Err(ended) = applied {
+                        return ended;
                     }
                 }
                 () = shared.work.notified(), if idle => {}
                 () = &mut patience, if self.stalled_since.is_some() => match self.deadline() {
-                    Some(deadline) if Instant::now() >= deadline => return self.client.timed_out("publishing", None),
+                    Some(deadline) if Instant::now() >= deadline => {
+                        return self.client.timed_out("publishing", None).into();
+                    }
                     Some(deadline) => patience.as_mut().reset(deadline),
                     None => {}
                 },
@@ -223,19 +244,22 @@ impl Session {
     }
 
     /// A broker that gives up a QUIC stream stops reading it, but says why on the other half.
-    async fn last_words(&mut self, channel: &mut Channel, error: Error) -> Error {
+    async fn last_words(&mut self, channel: &mut Channel, error: Error) -> Ended {
         /// Why is only worth knowing if it is told soon.
         const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
         let listen = async {
             loop {
-                let told = channel.incoming.next().await.and_then(|frame| self.apply(&frame));
+                let told = match channel.incoming.next().await {
+                    Ok(frame) => self.apply(&frame),
+                    Err(reason) => Err(reason.into()),
+                };
                 if let Err(reason) = told {
                     return reason;
                 }
             }
         };
         match timeout_at(Instant::now() + LAST_WORDS_TIMEOUT, listen).await {
-            Ok(Error::Lost { .. }) | Err(_) => error,
+            Ok(Ended::ForNow(Error::Lost { .. })) | Err(_) => error.into(),
             Ok(reason) => reason,
         }
     }
@@ -273,7 +297,7 @@ impl Session {
     }
 
     /// Applies a frame and all that have come with it, then lets everybody know.
-    fn apply_all(&mut self, frame: Frame, channel: &mut Channel) -> Result<(), Error> {
+    fn apply_all(&mut self, frame: Frame, channel: &mut Channel) -> Result<(), Ended> {
         let mut next = Some(frame);
         let mut applied = Ok(());
         while let (Some(frame), Ok(())) = (next.take(), &applied) {
@@ -286,10 +310,10 @@ impl Session {
         applied
     }
 
-    fn apply(&mut self, frame: &Frame) -> Result<(), Error> {
+    fn apply(&mut self, frame: &Frame) -> Result<(), Ended> {
         match frame.kind {
             FrameKind::Answers => {
-                let (up_to, answers) = decode_answers(&frame.body)?;
+                let (up_to, answers) = decode_answers(&frame.body).map_err(Error::from)?;
                 let (settled, moved, empty) = {
                     let mut window = self.shared.lock();
                     let before = window.answered;
@@ -303,13 +327,16 @@ impl Session {
                 }
                 match settled? {
                     Settled::Final => Ok(()),
-                    Settled::SendAgain(error) => Err(error),
+                    Settled::SendAgain(error) => Err(Ended::ForNow(error)),
                 }
             }
-            // A promise of nothing; this producer does not ask for it.
-            FrameKind::Accepted => Ok(()),
-            FrameKind::Failure => Err(failure(frame)),
-            other => Err(unexpected(other)),
+            FrameKind::Accepted => {
+                let up_to = decode_accepted(&frame.body).map_err(Error::from)?;
+                self.shared.lock().accept(up_to)?;
+                Ok(())
+            }
+            FrameKind::Failure => Err(failure(frame).into()),
+            other => Err(unexpected(other).into()),
         }
     }
 

@@ -72,6 +72,11 @@ pub(crate) fn failed(error: &Error) -> CliError {
         Error::Refused { name, message, hint, .. } => {
             CliError::named(exit, name.clone(), message.clone()).with_hint(hint.clone())
         }
+        Error::Unsettled { cause } => {
+            let doubt =
+                "what was sent and not acknowledged may be stored; with --producer, running it again settles that";
+            failed(cause).with_addition(doubt)
+        }
         _ => CliError::named(exit, error.name().to_owned(), with_causes(error)),
     }
 }

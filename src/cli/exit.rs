@@ -60,6 +60,15 @@ impl CliError {
         self
     }
 
+    /// The same error, with a further sentence behind what is to be done.
+    pub(crate) fn with_addition(mut self, addition: &str) -> CliError {
+        if !self.hint.is_empty() {
+            self.hint.push_str("; ");
+        }
+        self.hint.push_str(addition);
+        self
+    }
+
     /// An error whose stable name comes from elsewhere: the client library, or the broker.
     pub(crate) fn named(exit: Exit, name: String, message: impl Into<String>) -> CliError {
         CliError { name: Cow::Owned(name), exit, message: message.into(), hint: String::new() }

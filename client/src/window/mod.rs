@@ -1,0 +1,579 @@
+//! A producer's window: what was handed to it and is not durable yet, in the order in which it is sent. Pure: no socket,
+//! no clock, no task.
+//!
+//! Records gather in one open batch for each stream. A closed batch keeps its bytes until the broker has answered that
+//! they are durable, so that after a lost connection the very same bytes are sent again, in the same order. Answers come
+//! in the order of sending, so that one queue and two counters are all that is needed.
+//!
+//! The parts: [`linger`] says when an open batch leaves, [`batch`] is a closed one, [`stream`] what belongs to one stream.
+
+mod batch;
+mod linger;
+mod stream;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tidelog_protocol::{
+    Answer, BATCH_HEADER_LEN, ErrorCode, Limits, Outcome, Record, SEQUENCE_DELTA_BYTES_MAX, Sequence, StreamId,
+    StreamName,
+};
+use tokio::sync::oneshot;
+
+use crate::connection::ProducerPosition;
+use crate::error::Error;
+
+pub use self::stream::{Acknowledgement, Receipt};
+pub(crate) use self::stream::{Numbering, StreamWindow};
+
+use self::batch::{Batch, Sent};
+use self::linger::Due;
+
+/// A batch is closed when it would grow beyond this; larger ones gain nothing and make answers coarse.
+const BATCH_CONTENT_BYTES_PREFERRED: usize = 256 * 1024;
+
+/// Batches that are not durable yet, open ones included.
+pub(crate) const BATCHES_MAX: usize = 1024;
+
+/// Receipts that wait to be taken, over all streams; further records wait until some are.
+const RECEIPTS_MAX: usize = 4096;
+
+/// Bytes that a record's length takes in its batch, at most.
+const LENGTH_BYTES_MAX: usize = 5;
+
+/// When a record counts as acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Ack {
+    /// When it is durable: on the broker's disk, synced.
+    #[default]
+    Durable,
+    /// When the broker has ordered it, in memory. That alone promises nothing: until the record is durable it is safe only
+    /// as long as this producer lives, keeps its name and its stream, and does not give up; it keeps the record and sends
+    /// it again if the broker loses it.
+    Accepted,
+}
+
+/// What is appended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Body<'a> {
+    Record(&'a Record),
+    Value(&'a [u8]),
+}
+
+impl Body<'_> {
+    /// Bytes of its encoding.
+    fn encoded_len(&self) -> usize {
+        match self {
+            Body::Record(record) => record.encoded_len(),
+            // Its flags.
+            Body::Value(value) => 1 + value.len(),
+        }
+    }
+}
+
+/// Whether a record was taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Push {
+    /// It is in the window. `wake`: there is something to send now.
+    Taken { sequence: Sequence, wake: bool },
+    /// No room; nothing was changed.
+    Full,
+}
+
+/// What an answers frame meant.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// All of it was final.
+    Final,
+    /// This attachment is of no more use, the window is to be sent again later: a batch was refused for now, or had to be
+    /// cut.
+    SendAgain(Error),
+}
+
+/// How a window is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WindowOptions {
+    pub(crate) numbering: Numbering,
+    pub(crate) ack: Ack,
+    /// Bytes of all batches.
+    pub(crate) bytes_max: usize,
+    pub(crate) collect_receipts: bool,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Window {
+    options: WindowOptions,
+    limits: Limits,
+    content_bytes_max: usize,
+    /// Closed batches, the oldest first. The first `sent` of them were handed to the present attachment.
+    queue: VecDeque<Batch>,
+    sent: usize,
+    /// Ordinal of the last batch answered on the present attachment; the front of `queue` has the next.
+    pub(crate) answered: u64,
+    /// Bytes of all batches, open ones included.
+    bytes: usize,
+    /// Streams with an open batch, in the order of their first record.
+    open: VecDeque<usize>,
+    /// Whether some open batch needs no company.
+    large_open: bool,
+    streams: Vec<StreamWindow>,
+    receipts: usize,
+    /// Ends everything; the first one stays.
+    pub(crate) failure: Option<Error>,
+}
+
+impl Window {
+    pub(crate) fn new(options: WindowOptions, limits: Limits) -> Self {
+        Self {
+            options,
+            content_bytes_max: BATCH_CONTENT_BYTES_PREFERRED.min(limits.batch_content_bytes_max as usize),
+            limits,
+            queue: VecDeque::new(),
+            sent: 0,
+            answered: 0,
+            bytes: 0,
+            open: VecDeque::new(),
+            large_open: false,
+            streams: Vec::new(),
+            receipts: 0,
+            failure: None,
+        }
+    }
+
+    pub(crate) fn ack(&self) -> Ack {
+        self.options.ack
+    }
+
+    /// Bytes held for records that are not durable yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The slot of a stream that is already known.
+    pub(crate) fn slot_of(&self, id: StreamId) -> Option<usize> {
+        self.streams.iter().position(|stream| stream.id == id)
+    }
+
+    /// Adds a stream that holds of this producer what `found` says, or finds it.
+    pub(crate) fn add_stream(&mut self, id: StreamId, name: StreamName, found: ProducerPosition) -> usize {
+        if let Some(slot) = self.slot_of(id) {
+            self.stream_mut(slot).closed = false;
+            return slot;
+        }
+        self.streams.push(StreamWindow::new(id, name, self.options.numbering, found));
+        self.streams.len() - 1
+    }
+
+    pub(crate) fn stream(&self, slot: usize) -> &StreamWindow {
+        self.streams.get(slot).expect("slots come from add_stream and are never removed")
+    }
+
+    pub(crate) fn stream_mut(&mut self, slot: usize) -> &mut StreamWindow {
+        self.streams.get_mut(slot).expect("slots come from add_stream and are never removed")
+    }
+
+    pub(crate) fn streams(&self) -> impl Iterator<Item = (usize, &StreamWindow)> {
+        self.streams.iter().enumerate()
+    }
+
+    /// Nothing is waiting to become durable.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.open.is_empty()
+    }
+
+    /// Whether something was sent, on whatever attachment, and has no answer: it may be stored.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        self.queue.iter().any(|batch| batch.sent != Sent::Never)
+    }
+
+    /// Records of a stream that are acknowledged in the way that was chosen.
+    pub(crate) fn acknowledged(&self, slot: usize) -> u64 {
+        let stream = self.stream(slot);
+        match self.options.ack {
+            Ack::Durable => stream.settled,
+            Ack::Accepted => stream.settled.max(stream.accepted),
+        }
+    }
+
+    /// Why `slot` takes no more records.
+    pub(crate) fn failure_of(&self, slot: usize) -> Option<Error> {
+        let stream = self.stream(slot);
+        self.failure.clone().or_else(|| stream.failure.clone()).or_else(|| stream.closed.then_some(Error::Closed))
+    }
+
+    /// Takes a record in if there is room. A single record is always taken by an empty window. With a sequence if the
+    /// application numbers its records itself.
+    pub(crate) fn push(&mut self, slot: usize, asked: Option<Sequence>, body: Body<'_>) -> Result<Push, Error> {
+        if let Some(failure) = self.failure_of(slot) {
+            return Err(failure);
+        }
+        let stream = self.stream(slot);
+        let sequence = stream.next_sequence(asked)?;
+        let is_sparse = self.options.numbering == Numbering::Sparse;
+        // The block of sequences comes on top of what the builder knows of.
+        let block_bytes = if is_sparse { (stream.sequences.len() + 1) * SEQUENCE_DELTA_BYTES_MAX } else { 0 };
+        let content_bytes_max = self.content_bytes_max.saturating_sub(block_bytes);
+        let fits = match body {
+            Body::Record(record) => stream.builder.fits(record, content_bytes_max),
+            Body::Value(value) => stream.builder.fits_value(value, content_bytes_max),
+        } && stream.builder.count() < self.limits.batch_records_max;
+        let starts_batch = stream.builder.is_empty() || !fits;
+        let mut cost = body.encoded_len() + LENGTH_BYTES_MAX;
+        cost += if starts_batch { BATCH_HEADER_LEN } else { 0 };
+        cost += if is_sparse { SEQUENCE_DELTA_BYTES_MAX } else { 0 };
+        let has_room = self.bytes == 0 || self.bytes + cost <= self.options.bytes_max;
+        let awaits_receipts = self.options.collect_receipts && self.receipts >= RECEIPTS_MAX;
+        if !has_room || awaits_receipts || starts_batch && self.queue.len() + self.open.len() >= BATCHES_MAX {
+            return Ok(Push::Full);
+        }
+        if !fits {
+            self.close_batch(slot);
+        }
+        let limits = &self.limits;
+        let stream = self.streams.get_mut(slot).expect("slots come from add_stream and are never removed");
+        let (bytes_before, content_before) = (stream.open_bytes(), stream.builder.content_len());
+        match body {
+            Body::Record(record) => stream.builder.push(record, limits)?,
+            Body::Value(value) => stream.builder.push_value(value, limits)?,
+        }
+        stream.count_in(sequence);
+        let content = stream.builder.content_len();
+        self.bytes += stream.open_bytes() - bytes_before;
+        if starts_batch {
+            self.open.push_back(slot);
+        }
+        self.large_open |= content >= linger::CONTENT_BYTES_SMALL;
+        let has_grown_up = linger::has_grown_up(content_before, content);
+        let wake = !fits || has_grown_up || self.sent < linger::SMALL_IN_FLIGHT_MAX;
+        Ok(Push::Taken { sequence, wake })
+    }
+
+    /// Whoever waits for the last record of a stream hears of it through this.
+    pub(crate) fn watch_last(&mut self, slot: usize) -> oneshot::Receiver<Result<Acknowledgement, Error>> {
+        self.stream_mut(slot).watch_last()
+    }
+
+    fn close_batch(&mut self, slot: usize) {
+        if self.open.front() == Some(&slot) {
+            self.open.pop_front();
+        } else {
+            self.open.retain(|open| *open != slot);
+        }
+        let numbering = self.options.numbering;
+        let stream = self.stream_mut(slot);
+        let open_bytes = stream.open_bytes();
+        let count = stream.builder.count();
+        let last = stream.taken;
+        let (first, bytes) = match numbering {
+            Numbering::Anonymous => (Sequence::NONE, stream.builder.finish_anonymous(stream.id)),
+            Numbering::Dense => {
+                let first = Sequence::new(last.get() + 1 - u64::from(count));
+                (first, stream.builder.finish_dense(stream.id, first))
+            }
+            Numbering::Sparse => {
+                let sequences = std::mem::take(&mut stream.sequences);
+                let finished = stream.builder.finish_sparse(stream.id, stream.previous, &sequences);
+                let first = sequences.first().copied().unwrap_or(last);
+                (first, finished.expect("the sequences rise, and room was left for them"))
+            }
+        };
+        stream.previous = last;
+        let pushed_up_to = stream.pushed;
+        self.bytes = self.bytes - open_bytes + bytes.len();
+        self.queue.push_back(Batch { slot, bytes, first, last, count, pushed_up_to, sent: Sent::Never });
+    }
+
+    /// The next batch to write, if any is due; it counts as sent.
+    pub(crate) fn next_unsent(&mut self) -> Option<Bytes> {
+        if self.sent == self.queue.len() {
+            self.close_due();
+        }
+        let batch = self.queue.get_mut(self.sent)?;
+        self.sent += 1;
+        if batch.sent == Sent::Never {
+            batch.sent = Sent::Here;
+        }
+        Some(batch.bytes.clone())
+    }
+
+    fn close_due(&mut self) {
+        let is_due = match linger::due(self.sent, self.large_open) {
+            Due::None => return,
+            Due::All => |_: usize| true,
+            Due::Large => |content_len: usize| content_len >= linger::CONTENT_BYTES_SMALL,
+        };
+        let due: Vec<usize> =
+            self.open.iter().copied().filter(|slot| is_due(self.stream(*slot).builder.content_len())).collect();
+        for slot in due {
+            self.close_batch(slot);
+        }
+        self.large_open = false;
+    }
+
+    /// Every batch of the present attachment up to ordinal `up_to` is ordered, which promises nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// If so many were not sent.
+    pub(crate) fn accept(&mut self, up_to: u64) -> Result<(), Error> {
+        let sent = self.answered + self.sent as u64;
+        if up_to > sent {
+            return Err(Error::protocol(format!("it accepted batches up to number {up_to}, but {sent} were sent")));
+        }
+        if self.options.ack == Ack::Accepted {
+            // Fits: it is at most `sent`.
+            let count = usize::try_from(up_to.saturating_sub(self.answered)).unwrap_or(usize::MAX);
+            for batch in self.queue.iter().take(count) {
+                if let Some(stream) = self.streams.get_mut(batch.slot) {
+                    stream.accept(batch.pushed_up_to);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the answers to the batches with ordinals up to `up_to`.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the whole producer: it is fenced, or the broker answers what was not sent. A refusal that concerns
+    /// one stream for good ends only that stream.
+    pub(crate) fn settle(&mut self, up_to: u64, answers: &[Answer]) -> Result<Settled, Error> {
+        let next = up_to.checked_sub(answers.len() as u64);
+        if next != Some(self.answered) || answers.len() > self.sent {
+            return Err(Error::protocol(format!(
+                "it answered {} batches up to number {up_to}, but {} were sent and {} answered before",
+                answers.len(),
+                self.answered + self.sent as u64,
+                self.answered
+            )));
+        }
+        for answer in answers {
+            let Some(batch) = self.queue.front() else {
+                return Err(Error::protocol("it answered a batch that was not sent"));
+            };
+            let slot = batch.slot;
+            let Outcome::Refused { code, detail } = answer.outcome else {
+                self.settle_stored(answer)?;
+                continue;
+            };
+            let error = self.refusal(batch, code, detail);
+            let has_failed = self.stream(slot).failure.is_some();
+            if !has_failed && error.is_retryable() {
+                return Ok(Settled::SendAgain(error));
+            }
+            if matches!(code, ErrorCode::Fenced | ErrorCode::Superseded | ErrorCode::Unauthorized) {
+                // What was sent here only is refused with it.
+                for batch in self.queue.iter_mut().filter(|batch| batch.sent == Sent::Here) {
+                    batch.sent = Sent::Never;
+                }
+                return Err(error);
+            }
+            if !has_failed && matches!(code, ErrorCode::SequencePast | ErrorCode::SequenceOverlap) {
+                if self.settle_shown() {
+                    continue;
+                }
+                if self.cut_shown() {
+                    return Ok(Settled::SendAgain(error));
+                }
+            }
+            // What stands behind it is refused with it, unless it may have been stored before, or builds on nothing.
+            let in_doubt = self.queue.iter().enumerate().any(|(index, batch)| {
+                let builds_on_it = self.options.numbering != Numbering::Anonymous || index == 0;
+                batch.slot == slot && batch.sent != Sent::Never && !(batch.sent == Sent::Here && builds_on_it)
+            });
+            self.pop_answered();
+            if !has_failed {
+                self.end_stream(slot, if in_doubt { error.unsettled() } else { error });
+            }
+        }
+        Ok(Settled::Final)
+    }
+
+    fn settle_stored(&mut self, answer: &Answer) -> Result<(), Error> {
+        let Some(batch) = self.pop_answered() else {
+            return Err(Error::protocol("it answered a batch that was not sent"));
+        };
+        let duplicate = answer.outcome == Outcome::Duplicate;
+        let skip = if duplicate { 0 } else { answer.skip };
+        if skip >= batch.count {
+            return Err(Error::protocol(format!("it skipped {skip} records of a batch of {}", batch.count)));
+        }
+        let receipt = Receipt {
+            first: batch.first,
+            last: batch.last,
+            count: batch.count,
+            base_offset: answer.base_offset,
+            skip,
+            duplicate,
+        };
+        self.note_settled(batch.slot, receipt);
+        Ok(())
+    }
+
+    /// The batch in front was refused because the broker has its sequences, and it no longer knows that batch. If it has
+    /// shown to hold this very batch, that is a duplicate.
+    fn settle_shown(&mut self) -> bool {
+        let Some(batch) = self.queue.front().filter(|batch| batch.last <= self.stream(batch.slot).shown) else {
+            return false;
+        };
+        let receipt = self.shown_receipt(batch, batch.last, batch.count);
+        let slot = batch.slot;
+        self.pop_answered();
+        self.note_settled(slot, receipt);
+        true
+    }
+
+    /// The batch in front was refused because the broker has the head of it. If it has shown to hold just these records,
+    /// they are duplicates, and the others become a batch of their own, to be sent anew.
+    fn cut_shown(&mut self) -> bool {
+        let Some(batch) = self.queue.front() else { return false };
+        let (slot, stream) = (batch.slot, self.stream(batch.slot));
+        let shown = stream.shown;
+        if !(batch.first <= shown && shown < batch.last) {
+            return false;
+        }
+        let cut = batch.cut_behind(shown, stream.id, &self.limits);
+        let receipt = self.shown_receipt(batch, shown, cut.head_count);
+        let Some(batch) = self.queue.front_mut() else { return false };
+        self.bytes = self.bytes - batch.bytes.len() + cut.tail.len();
+        batch.count -= cut.head_count;
+        batch.set_bytes(cut.tail);
+        self.note_settled(slot, receipt);
+        true
+    }
+
+    /// For the first `count` records of a batch, the last of which is `last`.
+    fn shown_receipt(&self, batch: &Batch, last: Sequence, count: u32) -> Receipt {
+        let found = &self.stream(batch.slot).found;
+        // They stand together, with the last record that the broker told of at their end.
+        let known = found.last_offset.filter(|_| found.last_sequence == last);
+        let base_offset = known.and_then(|offset| offset.get().checked_sub(u64::from(count - 1)));
+        let base_offset = base_offset.map(tidelog_protocol::Offset::new);
+        Receipt { first: batch.first, last, count, base_offset, skip: 0, duplicate: true }
+    }
+
+    fn note_settled(&mut self, slot: usize, receipt: Receipt) {
+        let collects = self.options.collect_receipts;
+        let stream = self.stream_mut(slot);
+        stream.settle(&receipt);
+        if collects {
+            stream.receipts.push_back(receipt);
+            self.receipts += 1;
+        }
+    }
+
+    fn pop_answered(&mut self) -> Option<Batch> {
+        let batch = self.queue.pop_front()?;
+        self.sent = self.sent.saturating_sub(1);
+        self.answered += 1;
+        self.bytes -= batch.bytes.len();
+        Some(batch)
+    }
+
+    fn refusal(&self, batch: &Batch, code: ErrorCode, detail: u64) -> Error {
+        let stream = &self.stream(batch.slot).name;
+        let what = if self.options.numbering == Numbering::Anonymous {
+            format!("{} records for '{stream}'", batch.count)
+        } else {
+            format!("sequences {} to {} for '{stream}'", batch.first, batch.last)
+        };
+        let why = match code {
+            ErrorCode::SequenceGap => format!("{code}: the broker expects sequence {detail}"),
+            ErrorCode::SequencePast | ErrorCode::SequenceOverlap => {
+                format!("{code}: the broker has sequences up to {detail}, and nothing shows that these are among them")
+            }
+            _ => code.to_string(),
+        };
+        let detail = (detail != 0).then_some(detail);
+        Error::refused(code, format!("the broker refused {what} ({why})"), detail)
+    }
+
+    /// Takes a receipt that was collected.
+    pub(crate) fn take_receipt(&mut self, slot: usize) -> Option<Receipt> {
+        let receipt = self.stream_mut(slot).receipts.pop_front()?;
+        self.receipts -= 1;
+        Some(receipt)
+    }
+
+    /// The attachment is gone: everything that is not answered is to be sent again, with ordinals from 1.
+    pub(crate) fn start_anew(&mut self) {
+        self.sent = 0;
+        self.answered = 0;
+        for batch in self.queue.iter_mut().filter(|batch| batch.sent == Sent::Here) {
+            batch.sent = Sent::Earlier;
+        }
+        let (kept, dropped) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|batch| self.stream(batch.slot).failure.is_none());
+        self.queue = kept;
+        self.bytes -= dropped.iter().map(|batch| batch.bytes.len()).sum::<usize>();
+    }
+
+    /// Compares what the broker has of a stream with what it told and what it was sent.
+    pub(crate) fn check_last(&mut self, slot: usize, position: ProducerPosition) -> Result<(), Error> {
+        let stream = self.stream(slot);
+        let (found, sent) = (position.last_sequence, stream.written_up_to());
+        if found < stream.told {
+            return Err(Error::AcknowledgedLost { stream: stream.name.clone(), told: stream.told, found });
+        }
+        if found > sent {
+            return Err(Error::WrittenByAnother { stream: stream.name.clone(), sent, found });
+        }
+        let own = self.queue.iter().filter(|batch| batch.slot == slot && batch.sent != Sent::Never);
+        let shown = own.filter_map(|batch| batch.shown_stored_by(&position)).next();
+        let stream = self.stream_mut(slot);
+        stream.shown = stream.told.max(shown.unwrap_or(Sequence::NONE));
+        stream.found = position;
+        Ok(())
+    }
+
+    /// Ends one stream for a reason that settles none of its batches; other streams go on.
+    pub(crate) fn fail_stream(&mut self, slot: usize, error: Error) {
+        let in_doubt = self.queue.iter().any(|batch| batch.slot == slot && batch.sent != Sent::Never);
+        self.end_stream(slot, if in_doubt { error.unsettled() } else { error });
+    }
+
+    /// What was not sent is given up.
+    fn end_stream(&mut self, slot: usize, error: Error) {
+        let mut index = 0;
+        let sent = self.sent;
+        let mut freed = 0;
+        self.queue.retain(|batch| {
+            // What is under way keeps its place: its answer is still to come.
+            let keep = index < sent || batch.slot != slot;
+            index += 1;
+            if !keep {
+                freed += batch.bytes.len();
+            }
+            keep
+        });
+        let stream = self.stream_mut(slot);
+        stream.fail_watchers(&error);
+        stream.failure.get_or_insert(error);
+        let open_bytes = stream.open_bytes();
+        stream.builder = tidelog_protocol::BatchBuilder::new();
+        stream.sequences.clear();
+        if open_bytes > 0 {
+            freed += open_bytes;
+            self.open.retain(|open| *open != slot);
+        }
+        self.bytes -= freed;
+    }
+
+    /// Ends everything.
+    pub(crate) fn fail(&mut self, error: Error) {
+        let error = if self.has_unsettled() { error.unsettled() } else { error };
+        for stream in &mut self.streams {
+            stream.fail_watchers(&error);
+        }
+        self.failure.get_or_insert(error);
+    }
+}
+
+#[cfg(test)]
+mod own_sequences_tests;
+#[cfg(test)]
+mod tests;

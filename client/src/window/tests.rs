@@ -1,0 +1,278 @@
+use tidelog_protocol::{BatchHeader, Offset, check_batch};
+
+use super::*;
+
+const STORED: Answer = Answer { outcome: Outcome::Stored, base_offset: None, skip: 0 };
+const DUPLICATE: Answer = Answer { outcome: Outcome::Duplicate, base_offset: None, skip: 0 };
+
+fn refused(code: ErrorCode) -> Answer {
+    Answer { outcome: Outcome::Refused { code, detail: 0 }, base_offset: None, skip: 0 }
+}
+
+const OPTIONS: WindowOptions =
+    WindowOptions { numbering: Numbering::Dense, ack: Ack::Durable, bytes_max: 1 << 20, collect_receipts: false };
+
+fn window() -> Window {
+    Window::new(WindowOptions { collect_receipts: true, ..OPTIONS }, Limits::default())
+}
+
+fn position(last: u64, last_record_crc: u32) -> ProducerPosition {
+    ProducerPosition { last_sequence: Sequence::new(last), last_offset: None, last_record_crc, sparse: false }
+}
+
+fn add(window: &mut Window, name: &str, last: u64) -> usize {
+    let id = StreamId::new(100 + window.streams.len() as u64);
+    window.add_stream(id, StreamName::new(name).unwrap(), position(last, 0))
+}
+
+fn push(window: &mut Window, slot: usize, value: &[u8]) -> Push {
+    window.push(slot, None, Body::Value(value)).unwrap()
+}
+
+fn drain(window: &mut Window) -> Vec<Bytes> {
+    std::iter::from_fn(|| window.next_unsent()).collect()
+}
+
+fn bounds(batch: &Bytes) -> (u64, u64) {
+    let header: BatchHeader = check_batch(batch, &Limits::default()).unwrap();
+    (header.first.get(), header.last.get())
+}
+
+#[test]
+fn an_idle_producers_record_leaves_at_once_and_a_busy_ones_travel_together() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    for sequence in 1..=4 {
+        assert_eq!(push(&mut window, slot, b"x"), Push::Taken { sequence: Sequence::new(sequence), wake: true });
+        let sent = drain(&mut window);
+        assert_eq!(sent.iter().map(bounds).collect::<Vec<_>>(), [(sequence, sequence)]);
+    }
+    for _ in 5..=50 {
+        assert!(matches!(push(&mut window, slot, b"x"), Push::Taken { wake: false, .. }));
+        assert!(drain(&mut window).is_empty());
+    }
+    window.settle(1, &[STORED]).unwrap();
+    let sent = drain(&mut window);
+    assert_eq!(sent.iter().map(bounds).collect::<Vec<_>>(), [(5, 50)]);
+}
+
+#[test]
+fn a_large_batch_does_not_wait_for_answers() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    for _ in 0..linger::SMALL_IN_FLIGHT_MAX {
+        push(&mut window, slot, b"x");
+        drain(&mut window);
+    }
+    assert!(matches!(push(&mut window, slot, &[0; 1000]), Push::Taken { wake: false, .. }));
+    assert!(matches!(push(&mut window, slot, &[0; 65_000]), Push::Taken { wake: true, .. }));
+    assert_eq!(drain(&mut window).len(), 1);
+}
+
+#[test]
+fn batches_stay_near_the_preferred_size() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    while push(&mut window, slot, &[7; 10_000]) != Push::Full {}
+    let sent = drain(&mut window);
+    assert!(sent.len() >= 3);
+    assert!(sent.iter().all(|batch| batch.len() <= BATCH_CONTENT_BYTES_PREFERRED + BATCH_HEADER_LEN));
+}
+
+#[test]
+fn a_full_window_refuses_and_an_empty_one_takes_any_record() {
+    let mut window = Window::new(WindowOptions { bytes_max: 1000, ..OPTIONS }, Limits::default());
+    let slot = add(&mut window, "s", 0);
+    assert!(matches!(push(&mut window, slot, &[1; 5000]), Push::Taken { .. }));
+    assert_eq!(push(&mut window, slot, b"y"), Push::Full);
+    assert_eq!(window.stream(slot).pushed, 1);
+    drain(&mut window);
+    assert_eq!(push(&mut window, slot, b"y"), Push::Full);
+    window.settle(1, &[STORED]).unwrap();
+    assert!(window.is_empty());
+    assert_eq!(window.bytes, 0);
+    assert!(matches!(push(&mut window, slot, b"y"), Push::Taken { .. }));
+}
+
+#[test]
+fn batches_are_counted_too() {
+    let mut window = window();
+    let slots: Vec<usize> = (0..=BATCHES_MAX).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
+    for &slot in &slots[..BATCHES_MAX] {
+        assert!(matches!(push(&mut window, slot, b""), Push::Taken { .. }));
+    }
+    assert_eq!(push(&mut window, slots[BATCHES_MAX], b""), Push::Full);
+    assert!(matches!(push(&mut window, slots[0], b""), Push::Taken { .. }), "an open batch takes more");
+}
+
+#[test]
+fn what_is_sent_again_is_the_same_in_the_same_order() {
+    let mut window = window();
+    let (a, b) = (add(&mut window, "a", 10), add(&mut window, "b", 0));
+    let mut sent = Vec::new();
+    for number in 0..3_u8 {
+        push(&mut window, a, &[number]);
+        push(&mut window, b, &[number; 2]);
+        sent.extend(drain(&mut window));
+    }
+    assert_eq!(bounds(&sent[0]), (11, 11));
+    window.settle(2, &[STORED, STORED]).unwrap();
+    push(&mut window, a, b"late");
+    window.start_anew();
+    let again = drain(&mut window);
+    assert_eq!(again[..sent.len() - 2], sent[2..]);
+    // Ordinals start anew with the attachment.
+    let answers = vec![DUPLICATE; again.len()];
+    window.settle(again.len() as u64, &answers).unwrap();
+    assert!(window.is_empty());
+    assert_eq!(window.bytes, 0);
+}
+
+#[test]
+fn answers_count_records_offsets_and_receipts() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    for _ in 0..3 {
+        push(&mut window, slot, b"x");
+    }
+    drain(&mut window);
+    push(&mut window, slot, b"y");
+    drain(&mut window);
+    let overlapping = Answer { outcome: Outcome::Stored, base_offset: Some(Offset::new(40)), skip: 1 };
+    window.settle(2, &[overlapping, DUPLICATE]).unwrap();
+    let stream = window.stream(slot);
+    assert_eq!((stream.published, stream.duplicates), (2, 2));
+    assert_eq!(stream.last_offset, Some(Offset::new(41)));
+    assert_eq!((stream.told, stream.settled), (Sequence::new(4), 4));
+    let receipt = window.take_receipt(slot).unwrap();
+    assert_eq!((receipt.first.get(), receipt.last.get(), receipt.skip, receipt.duplicate), (1, 3, 1, false));
+    assert_eq!(receipt.base_offset, Some(Offset::new(40)));
+    assert!(window.take_receipt(slot).unwrap().duplicate);
+    assert!(window.take_receipt(slot).is_none());
+}
+
+#[test]
+fn receipts_that_nobody_takes_hold_the_sender_up() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    for ordinal in 1..=RECEIPTS_MAX as u64 {
+        push(&mut window, slot, b"x");
+        assert_eq!(drain(&mut window).len(), 1);
+        window.settle(ordinal, &[STORED]).unwrap();
+    }
+    assert_eq!(push(&mut window, slot, b"x"), Push::Full);
+    window.take_receipt(slot).unwrap();
+    assert!(matches!(push(&mut window, slot, b"x"), Push::Taken { .. }));
+}
+
+#[test]
+fn a_refusal_for_now_keeps_the_batch_and_all_behind_it() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        push(&mut window, slot, b"x");
+        sent.extend(drain(&mut window));
+    }
+    let settled = window.settle(3, &[STORED, refused(ErrorCode::Busy), refused(ErrorCode::SequenceGap)]).unwrap();
+    assert!(matches!(settled, Settled::SendAgain(error) if error.code() == Some(ErrorCode::Busy)));
+    window.start_anew();
+    assert_eq!(drain(&mut window), sent[1..]);
+    assert!(window.failure_of(slot).is_none());
+}
+
+#[test]
+fn a_final_refusal_ends_its_stream_only() {
+    let mut window = window();
+    let (a, b) = (add(&mut window, "a", 0), add(&mut window, "b", 0));
+    push(&mut window, a, b"1");
+    drain(&mut window);
+    push(&mut window, a, b"2");
+    push(&mut window, b, b"1");
+    drain(&mut window);
+    push(&mut window, a, b"3");
+    window.settle(1, &[refused(ErrorCode::StreamGone)]).unwrap();
+    assert_eq!(window.failure_of(a).unwrap().code(), Some(ErrorCode::StreamGone));
+    assert!(window.push(a, None, Body::Value(b"4")).is_err());
+    // The answer to what was under way still comes, whatever it says.
+    window.settle(3, &[refused(ErrorCode::Busy), STORED]).unwrap();
+    assert_eq!(window.stream(b).published, 1);
+    assert!(window.failure_of(b).is_none());
+    assert!(window.is_empty());
+    assert_eq!(window.bytes, 0);
+}
+
+#[test]
+fn batches_of_a_failed_stream_are_not_sent_again() {
+    let mut window = window();
+    let (a, b) = (add(&mut window, "a", 0), add(&mut window, "b", 0));
+    push(&mut window, a, b"1");
+    drain(&mut window);
+    push(&mut window, a, b"2");
+    push(&mut window, b, b"1");
+    drain(&mut window);
+    window.settle(1, &[refused(ErrorCode::SequenceReused)]).unwrap();
+    window.start_anew();
+    let again = drain(&mut window);
+    assert_eq!(again.len(), 1);
+    window.settle(1, &[STORED]).unwrap();
+    assert_eq!((window.stream(b).published, window.bytes), (1, 0));
+}
+
+#[test]
+fn fencing_ends_everything() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    push(&mut window, slot, b"x");
+    drain(&mut window);
+    let error = window.settle(1, &[refused(ErrorCode::Fenced)]).unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Fenced));
+}
+
+#[test]
+fn answers_to_what_was_not_sent_are_refused() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 0);
+    push(&mut window, slot, b"x");
+    drain(&mut window);
+    for (up_to, count) in [(2, 1), (2, 2), (1, 2), (0, 1)] {
+        let error = window.settle(up_to, &vec![STORED; count]).unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+    }
+    window.settle(1, &[STORED]).unwrap();
+}
+
+#[test]
+fn what_was_told_durable_must_still_be_there() {
+    let mut window = window();
+    let slot = add(&mut window, "s", 5);
+    push(&mut window, slot, b"x");
+    drain(&mut window);
+    window.settle(1, &[STORED]).unwrap();
+    assert!(window.check_last(slot, position(6, 0)).is_ok());
+    let lost = window.check_last(slot, position(5, 0)).unwrap_err();
+    assert!(matches!(lost, Error::AcknowledgedLost { told, found, .. } if told.get() == 6 && found.get() == 5));
+    let foreign = window.check_last(slot, position(7, 0)).unwrap_err();
+    assert!(matches!(foreign, Error::WrittenByAnother { sent, found, .. } if sent.get() == 6 && found.get() == 7));
+}
+
+#[test]
+fn a_record_beyond_the_limits_changes_nothing() {
+    let mut window = Window::new(WindowOptions { bytes_max: 4 << 20, ..OPTIONS }, Limits::default());
+    let slot = add(&mut window, "s", 0);
+    let error = window.push(slot, None, Body::Value(&vec![0; (1 << 20) + 1])).unwrap_err();
+    assert!(matches!(error, Error::Record(_)), "{error}");
+    assert!(window.is_empty());
+    assert!(matches!(push(&mut window, slot, b"x"), Push::Taken { sequence, .. } if sequence.get() == 1));
+}
+
+#[test]
+fn anonymous_batches_have_no_sequences() {
+    let mut window = Window::new(WindowOptions { numbering: Numbering::Anonymous, ..OPTIONS }, Limits::default());
+    let slot = add(&mut window, "s", 0);
+    assert!(matches!(push(&mut window, slot, b"x"), Push::Taken { sequence: Sequence::NONE, .. }));
+    let sent = drain(&mut window);
+    assert!(check_batch(&sent[0], &Limits::default()).unwrap().is_anonymous());
+    window.settle(1, &[STORED]).unwrap();
+    assert_eq!((window.stream(slot).settled, window.stream(slot).told), (1, Sequence::NONE));
+}
