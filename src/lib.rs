@@ -20,6 +20,7 @@ pub mod config;
 pub mod counters;
 mod engine;
 mod events;
+pub mod in_process;
 mod live;
 mod log_thread;
 #[cfg(feature = "http")]
