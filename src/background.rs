@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::counters::Counters;
 use crate::events::Event;
+use crate::workers::ReadReply;
 
 /// How often the free space is looked at when nothing else is to do.
 const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(5);
@@ -84,11 +85,11 @@ fn keep_house(
 
 /// A read for a consumer that is behind.
 #[derive(Debug)]
-struct ReadRequest {
-    plan: ReadPlan,
-    visible_end: u64,
-    bytes_max: usize,
-    reply: oneshot::Sender<(ReadPlan, Result<Vec<ReadOutcome>, ReadError>)>,
+pub(crate) struct ReadRequest {
+    pub(crate) plan: ReadPlan,
+    pub(crate) visible_end: u64,
+    pub(crate) bytes_max: usize,
+    pub(crate) reply: oneshot::Sender<(ReadPlan, Result<Vec<ReadOutcome>, ReadError>)>,
 }
 
 /// Reads from segment files.
@@ -112,12 +113,7 @@ impl ReadThread {
     }
 
     /// Asks for a read along `plan`.
-    pub(crate) fn read(
-        &self,
-        plan: ReadPlan,
-        visible_end: u64,
-        bytes_max: usize,
-    ) -> oneshot::Receiver<(ReadPlan, Result<Vec<ReadOutcome>, ReadError>)> {
+    pub(crate) fn read(&self, plan: ReadPlan, visible_end: u64, bytes_max: usize) -> ReadReply {
         let (reply, receiver) = oneshot::channel();
         // If the thread is gone the reply is dropped, which the receiver sees.
         let _ = self.requests.send(ReadRequest { plan, visible_end, bytes_max, reply });

@@ -6,25 +6,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use tidelog_protocol::{CloseCode, MediumKind, PROTOCOL_VERSION, Welcome};
+use tidelog_protocol::CloseCode;
 use tidelog_storage::medium::{DiskMedium, Medium, MemoryMedium};
-use tidelog_storage::{LogOptions, OpenError, OpenedLog, RecoveryReport, Replayed, Sabotage, Sabotages};
+use tidelog_storage::{Entropy, OpenError, RecoveryReport, Sabotages};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-use crate::background::{HousekeepingThread, ReadThread};
+use crate::assembly::{Assembly, Parts, recover};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{BrokerConfig, CheckedConfig, ConfigError, MediumChoice};
 use crate::counters::Counters;
-use crate::engine::{Driver, Engine, EngineStart};
-use crate::log_thread::LogThread;
 use crate::monitor_link::MonitorLink;
-use crate::report;
-use crate::sequencer::{Sequencer, SequencerStart};
 use crate::server::quic::{ListenError, Listener, open_socket};
 use crate::server::session;
 use crate::server::tls::{Identity, IdentityError};
-use crate::state::{self, State};
+use crate::workers::Shell;
 
 /// Why a broker did not start. Nothing is left running, and the folder is as it was or as a crash would leave it.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +112,15 @@ impl Broker {
         };
         let stop = Arc::new(Notify::new());
         let (ready, outcome) = sync_channel(1);
-        let parts = Parts { config, clock, counters: Arc::clone(&counters), stop: Arc::clone(&stop), link };
+        let parts = Parts {
+            config,
+            clock,
+            entropy: Entropy::System,
+            sabotages: Sabotages::from_environment(),
+            counters: Arc::clone(&counters),
+            stop: Arc::clone(&stop),
+            link,
+        };
         let thread = std::thread::Builder::new()
             .name("tidelog-network".to_owned())
             .spawn(move || run(parts, &ready))
@@ -215,14 +219,6 @@ fn join(thread: JoinHandle<()>) {
     }
 }
 
-struct Parts {
-    config: CheckedConfig,
-    clock: Arc<dyn Clock>,
-    counters: Arc<Counters>,
-    stop: Arc<Notify>,
-    link: MonitorLink,
-}
-
 /// The network thread.
 fn run(parts: Parts, ready: &SyncSender<Result<Ready, StartError>>) {
     let started = parts.clock.monotonic();
@@ -251,81 +247,28 @@ fn run(parts: Parts, ready: &SyncSender<Result<Ready, StartError>>) {
     }
 }
 
-/// A broker's parts while it runs.
+/// A broker that listens.
 struct Running {
-    engine: Rc<Engine>,
-    driver: Driver,
+    assembly: Assembly,
     listener: Listener,
-    /// Held until everything else is gone.
-    lock: Box<dyn std::any::Any + Send + Sync>,
 }
 
 fn open(parts: &Parts) -> Result<(Running, Ready), StartError> {
     let config = &parts.config;
-    let sabotages = Sabotages::from_environment();
     // Before the folder is touched: a broker that can't be reached has no business in it.
     let socket = open_socket(config.listen)?;
     let medium = open_medium(config)?;
-    let options = LogOptions {
-        segment_first_bytes: config.segment_first_bytes,
-        segment_bytes: config.segment_bytes,
-        payload_bytes_max: config.limits.batch_bytes_max() as u32,
-        sabotages,
-        ..LogOptions::default()
-    };
-    let (log, state) = recover(&medium, &options, parts.clock.wall_ms(), sabotages)?;
-    tell(&log.report, &medium);
+    let recovered = recover(parts, &medium)?;
     // Behind the lock that the log holds: two brokers making an identity in one folder would replace each other's.
     let identity = Identity::load_or_make(config.folder())?;
     let listener = Listener::start(socket, identity.server_config()?, identity.reset_key(), config)?;
-
-    let (event_sender, events) = tokio::sync::mpsc::unbounded_channel();
-    let log_thread =
-        LogThread::start(log.writer, Arc::clone(&parts.clock), event_sender.clone()).map_err(StartError::Thread)?;
-    let housekeeping =
-        HousekeepingThread::start(log.housekeeping, Arc::clone(&medium), Arc::clone(&parts.counters), event_sender)
-            .map_err(StartError::Thread)?;
-    log.jobs.into_iter().for_each(|job| housekeeping.run(job));
-    let reads = ReadThread::start(log.reader).map_err(StartError::Thread)?;
-
-    parts.counters.durable_position.set(log.durable);
-    parts.counters.log_bytes.set(log.durable);
-    let welcome = Welcome {
-        version: PROTOCOL_VERSION,
-        broker: concat!("tidelog/", env!("CARGO_PKG_VERSION")).to_owned(),
-        log_id: log.report.log_id.to_string(),
-        start_count: log.report.start_count,
-        medium: if medium.is_persistent() { MediumKind::Disk } else { MediumKind::Memory },
-        limits: config.limits.clone(),
-        time_ms: 0,
-    };
-    parts.link.set_status(&welcome, &log.report);
-    let sequencer = Sequencer::new(SequencerStart {
-        state,
-        log: log.appender,
-        durable_position: log.durable,
-        time: log.time,
-        limits: config.limits.clone(),
-        counters: Arc::clone(&parts.counters),
-        sabotages,
-    });
-    let engine = Rc::new(Engine::new(EngineStart {
-        sequencer,
-        reads,
-        counters: Arc::clone(&parts.counters),
-        limits: config.limits.clone(),
-        welcome,
-        clock: Arc::clone(&parts.clock),
-        time: log.time,
-        write_buffer_bytes: config.write_buffer_bytes,
-        monitor: parts.link.clone(),
-    }));
-    let ready = Ready { local_addr: listener.local_addr(), pin: identity.pin().to_owned(), report: log.report };
-    let driver = Driver::new(log_thread, housekeeping, events, config.sync_timeout, sabotages);
-    Ok((Running { engine, driver, listener, lock: log.lock }, ready))
+    let report = recovered.report().clone();
+    let assembly = Assembly::start(parts, recovered, &Shell::Threads)?;
+    let ready = Ready { local_addr: listener.local_addr(), pin: identity.pin().to_owned(), report };
+    Ok((Running { assembly, listener }, ready))
 }
 
-fn open_medium(config: &CheckedConfig) -> Result<Arc<dyn Medium>, StartError> {
+pub(crate) fn open_medium(config: &CheckedConfig) -> Result<Arc<dyn Medium>, StartError> {
     Ok(match &config.medium {
         MediumChoice::Disk(folder) => Arc::new(
             DiskMedium::open(folder)
@@ -336,58 +279,12 @@ fn open_medium(config: &CheckedConfig) -> Result<Arc<dyn Medium>, StartError> {
     })
 }
 
-/// Opens the log and folds it.
-fn recover(
-    medium: &Arc<dyn Medium>,
-    options: &LogOptions,
-    wall_ms: i64,
-    sabotages: Sabotages,
-) -> Result<(OpenedLog, State), StartError> {
-    let mut state = State::new(sabotages);
-    let log = tidelog_storage::open(medium, options, wall_ms, &mut |replayed| fold(&mut state, replayed))?;
-    if sabotages.has(Sabotage::ForgetProducers) {
-        state.producers.forget_sequences();
-    }
-    Ok((log, state))
-}
-
-fn fold(state: &mut State, replayed: Replayed<'_>) {
-    match replayed {
-        Replayed::Hole(hole) => state.apply_hole(hole),
-        Replayed::Entry { head, .. } => match state::changes(head) {
-            Ok(changes) => {
-                for change in changes {
-                    if let Err(error) = state.apply(&change) {
-                        tracing::error!("damage in the log: {error}");
-                    }
-                }
-            }
-            Err(error) => tracing::error!("damage in the log: {error}"),
-        },
-    }
-}
-
-/// The recovery report, in the log.
-fn tell(report: &RecoveryReport, medium: &Arc<dyn Medium>) {
-    tracing::info!(
-        log_id = %report.log_id,
-        start = report.start_count,
-        entries = report.entries,
-        segments = report.segments,
-        end = report.end,
-        "opened {}",
-        medium.describe()
-    );
-    for line in report::report_lines(report) {
-        tracing::warn!("{line}");
-    }
-}
-
 impl Running {
     async fn run(&mut self, parts: &Parts) {
-        let engine = Rc::clone(&self.engine);
+        let engine = self.assembly.engine();
+        let listener = &self.listener;
         let accepting = async {
-            while let Some(incoming) = self.listener.accept().await {
+            while let Some(incoming) = listener.accept().await {
                 let engine = Rc::clone(&engine);
                 tokio::task::spawn_local(async move {
                     match incoming.handshake().await {
@@ -400,38 +297,13 @@ impl Running {
                 });
             }
         };
-        let stop = Notify::new();
-        let closing = async {
-            parts.stop.notified().await;
-            parts.link.stopping();
-            // No new batch from here on; those that were taken become durable and are answered.
-            engine.stop_taking();
-            stop.notify_one();
-        };
-        let driving = self.driver.run(&engine, &stop);
-        tokio::select! {
-            () = accepting => {}
-            ((), ()) = async { tokio::join!(driving, closing) } => {}
-        }
-        // One turn for the answers of the last group to be written out.
-        for _ in 0..ANSWER_TURNS {
-            tokio::task::yield_now().await;
-        }
+        self.assembly.run(parts, accepting).await;
         self.listener.close(CloseCode::Stopping, "the broker is stopping").await;
     }
 
     fn stop(self) {
-        let Self { engine, driver, listener, lock } = self;
+        let Self { assembly, listener } = self;
         drop(listener);
-        let is_poisoned = engine.sequencer.borrow().is_poisoned();
-        driver.stop(!is_poisoned);
-        match Rc::try_unwrap(engine) {
-            Ok(engine) => engine.stop(),
-            Err(_) => tracing::error!("a session has outlived the broker"),
-        }
-        drop(lock);
+        assembly.stop();
     }
 }
-
-/// Turns of the runtime that answers get to leave before connections are closed.
-const ANSWER_TURNS: usize = 64;

@@ -12,15 +12,14 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use crate::background::{HousekeepingThread, ReadThread};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::events::{Event, LogOutcome};
 use crate::live::Hub;
-use crate::log_thread::LogThread;
 use crate::monitor_link::MonitorLink;
 use crate::sequencer::{Now, Sequencer, SessionKey, Step, Supply};
 use crate::state::Grant;
+use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker};
 
 /// How long after a file could not be prepared it is tried again.
 const SUPPLY_RETRY: Duration = Duration::from_secs(1);
@@ -42,7 +41,7 @@ const NEXT_WATCH: Duration = Duration::from_micros(100);
 pub(crate) struct Engine {
     pub(crate) sequencer: RefCell<Sequencer>,
     pub(crate) hub: RefCell<Hub>,
-    pub(crate) reads: ReadThread,
+    pub(crate) reads: ReadWorker,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
     pub(crate) welcome: Welcome,
@@ -64,7 +63,7 @@ pub(crate) struct Engine {
 #[derive(Debug)]
 pub(crate) struct EngineStart {
     pub(crate) sequencer: Sequencer,
-    pub(crate) reads: ReadThread,
+    pub(crate) reads: ReadWorker,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
     pub(crate) welcome: Welcome,
@@ -167,8 +166,8 @@ impl Engine {
 /// Hands groups to the log thread and takes in what the other threads report.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    log: LogThread,
-    housekeeping: HousekeepingThread,
+    log: LogWorker,
+    housekeeping: HousekeepingWorker,
     events: UnboundedReceiver<Event>,
     sync_timeout: Duration,
     sabotages: Sabotages,
@@ -176,7 +175,8 @@ pub(crate) struct Driver {
     /// A lone batch has just been answered: its producer's next one is worth watching for.
     watches_next: bool,
     is_preparing: bool,
-    /// Watching takes a core that somebody else may need if there is only one.
+    /// Watching takes a core that somebody else may need if there is only one, and finds nothing if the log is kept by
+    /// this very thread.
     has_cores: bool,
 }
 
@@ -192,13 +192,13 @@ struct Commit {
 
 impl Driver {
     pub(crate) fn new(
-        log: LogThread,
-        housekeeping: HousekeepingThread,
+        log: LogWorker,
+        housekeeping: HousekeepingWorker,
         events: UnboundedReceiver<Event>,
         sync_timeout: Duration,
         sabotages: Sabotages,
     ) -> Self {
-        let has_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+        let has_cores = log.is_thread() && std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
         Self {
             log,
             housekeeping,
@@ -241,6 +241,8 @@ impl Driver {
                 }
             };
             tokio::select! {
+                biased;
+                () = stop.notified(), if !stopping => stopping = true,
                 event = self.events.recv() => match event {
                     Some(event) => self.handle(engine, event),
                     None => return,
@@ -254,7 +256,6 @@ impl Driver {
                     );
                     self.poison(engine);
                 }
-                () = stop.notified(), if !stopping => stopping = true,
             }
         }
     }
@@ -373,8 +374,7 @@ impl Driver {
         let jobs = self.housekeeping.jobs();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(SUPPLY_RETRY).await;
-            // The thread is gone only when the broker stops.
-            let _ = jobs.send(Job::PrepareSpare { len });
+            jobs.send(Job::PrepareSpare { len });
         });
     }
 

@@ -13,6 +13,7 @@
 //! How the parts work together is told in `ARCHITECTURE.md`.
 #![forbid(unsafe_code)]
 
+mod assembly;
 mod background;
 pub mod broker;
 pub mod clock;
@@ -21,7 +22,9 @@ pub mod counters;
 mod engine;
 mod events;
 pub mod in_process;
+mod inline;
 mod live;
+pub mod local_broker;
 mod log_thread;
 #[cfg(feature = "http")]
 pub mod monitor;
@@ -32,6 +35,8 @@ mod report;
 pub mod sequencer;
 pub mod server;
 pub mod state;
+mod workers;
 
 pub use broker::{Broker, StartError};
 pub use config::{BrokerConfig, MediumChoice};
+pub use local_broker::LocalBroker;

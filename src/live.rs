@@ -2,7 +2,7 @@
 //! back. A consumer that falls behind loses its queue, not its records: it reads them from the log.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use tidelog_protocol::{Answer, Epoch, ErrorCode, ProducerId, StreamId, WireError};
@@ -72,7 +72,8 @@ impl LiveQueue {
 /// All sessions that something is delivered to.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
-    outboxes: HashMap<SessionKey, Rc<Outbox>>,
+    /// In order, so that a simulated broker fails them in the same order whenever it is run again.
+    outboxes: BTreeMap<SessionKey, Rc<Outbox>>,
     /// The one session that writes as a producer.
     writers: HashMap<ProducerId, (SessionKey, Epoch)>,
     followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::events::{Event, LogOutcome};
 
 /// After this long without a group the last watermark is synced by itself.
-const QUIET: Duration = Duration::from_millis(5);
+pub(crate) const QUIET: Duration = Duration::from_millis(5);
 
 /// After a lone batch the next one is watched for so long before the thread sleeps: a producer that waits for each answer
 /// sends its next record within this, and waking a sleeping thread on an idle core takes a third of an fdatasync.

@@ -150,6 +150,7 @@ impl<'a> Subscription<'a> {
                 self.queue.arm();
             }
             tokio::select! {
+                biased;
                 () = self.queue.news.notified() => {}
                 end = reader.ended() => return Err(end),
             }

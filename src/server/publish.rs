@@ -60,8 +60,10 @@ pub(crate) async fn serve(
     let (incoming, outgoing) = tokio::join!(
         async {
             tokio::select! {
-                end = incoming => end,
+                biased;
+                // First: a session that is over takes no further batch.
                 () = outbox_failed(&outbox) => Ok(()),
+                end = incoming => end,
             }
         },
         outgoing

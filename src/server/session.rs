@@ -38,6 +38,7 @@ pub(crate) async fn serve(engine: Rc<Engine>, connection: Arc<dyn Connection>, a
             tokio::task::spawn_local(async move {
                 // A session that waits for news neither reads nor writes, so it would not notice.
                 tokio::select! {
+                    biased;
                     () = serve_quic_stream(engine, duplex) => {}
                     _ = connection.closed() => {}
                 }
@@ -45,6 +46,7 @@ pub(crate) async fn serve(engine: Rc<Engine>, connection: Arc<dyn Connection>, a
         }
     };
     tokio::select! {
+        biased;
         () = opened => {}
         // The control QUIC stream is the session: without it the client is gone.
         () = serve_control(&engine, control) => connection.close(CloseCode::Done, "the control stream ended"),
