@@ -2,7 +2,9 @@
 //! given batch, answers that never come, refusals, lost records.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+mod channel;
 mod pipe;
+mod state;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,15 +13,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tidelog_client::{Client, ClientConfig};
 use tidelog_protocol::{
-    Answer, AttemptId, BatchHeader, BoxFuture, CloseCode, Connection, Connector, DeliverHeader, Duplex, Epoch,
-    ErrorCode, Frame, FrameDecoder, FrameKind, Hello, Limits, MediumKind, Offset, Outcome, ProducerDescription,
-    ProducerId, Request, RequestFrame, Response, ResponseFrame, ResponseResult, Sequence, StartAt, StreamDescription,
-    StreamId, StreamName, TransportError, Welcome, WireError, check_batch, decode_json, encode_answers,
-    encode_deliver_header, encode_end, encode_json_frame, encode_producer_name, read, write_all,
+    Answer, BatchHeader, BoxFuture, CloseCode, Connection, Connector, DeliverHeader, ErrorCode, FrameKind, Hello,
+    Limits, Offset, Outcome, ProducerId, Request, RequestFrame, Response, StreamId, TransportError, WireError,
+    check_batch, decode_json, encode_accepted, encode_answers, encode_deliver_header, encode_end, encode_producer_name,
 };
 use tokio::sync::watch;
 
+use channel::Channel;
 pub use pipe::MemoryConnection;
+pub use state::{State, Stored};
 
 /// What happens to one batch that arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub enum Action {
     Apply,
     /// Stored, but the answer does not leave; nothing after it is answered either.
     ApplySilently,
+    /// Ordered, but not yet durable: the answer comes with that of the next batch that is applied.
+    Order,
+    /// Accepted, and then lost with the broker's memory.
+    AcceptAndLose,
     /// Stored, and the connection is cut before the answer.
     ApplyAndCut,
     /// Neither stored nor answered.
@@ -61,52 +67,8 @@ struct Inner {
     script: Mutex<Script>,
     /// Counts appends, for followers.
     appended: watch::Sender<u64>,
-}
-
-pub struct State {
-    pub log_id: String,
-    pub limits: Limits,
-    pub token: Option<String>,
-    pub streams: Vec<FakeStream>,
-    producers: HashMap<String, (ProducerId, Epoch, AttemptId)>,
-    pub last: HashMap<(ProducerId, StreamId), Last>,
-    /// Batches received, by attachment.
-    pub attachments: Vec<Vec<Bytes>>,
-    pub connects: usize,
-    /// Every request seen, by name.
-    pub requests: Vec<&'static str>,
-    /// Errors for the next tries to connect.
-    pub connect_errors: VecDeque<TransportError>,
-    /// Cut the connection after applying the next request of this name, before its answer.
-    pub cut_after: Option<&'static str>,
-    /// Instead of what is stored, the next subscriptions send these bytes and then wait.
-    pub deliveries: VecDeque<Bytes>,
-    /// Cut the connection after so many deliveries of each subscription.
-    pub deliveries_max: Option<u32>,
-    connections: Vec<Arc<MemoryConnection>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Last {
-    pub sequence: u64,
-    pub offset: Option<u64>,
-    pub crc: u32,
-}
-
-pub struct FakeStream {
-    pub id: StreamId,
-    pub name: StreamName,
-    pub tail: u64,
-    pub batches: Vec<Stored>,
-}
-
-#[derive(Clone)]
-pub struct Stored {
-    pub base_offset: u64,
-    pub skip: u32,
-    pub count: u32,
-    pub producer: ProducerId,
-    pub batch: Bytes,
+    /// Whether batches are taken from connections.
+    reads: watch::Sender<bool>,
 }
 
 impl Broker {
@@ -118,6 +80,7 @@ impl Broker {
             streams: Vec::new(),
             producers: HashMap::new(),
             last: HashMap::new(),
+            recent: Vec::new(),
             attachments: Vec::new(),
             connects: 0,
             requests: Vec::new(),
@@ -131,6 +94,7 @@ impl Broker {
             state: Mutex::new(state),
             script: Mutex::new(Box::new(|_| Action::Apply)),
             appended: watch::Sender::new(0),
+            reads: watch::Sender::new(true),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -157,6 +121,11 @@ impl Broker {
         Client::connect(self.config()).await.unwrap()
     }
 
+    /// Stops taking batches from connections, as a broker does whose buffers are full, or goes on.
+    pub fn read_batches(&self, reads: bool) {
+        self.inner.reads.send_replace(reads);
+    }
+
     /// Cuts every connection as a broken network does.
     pub fn cut_all(&self) {
         for connection in std::mem::take(&mut self.state().connections) {
@@ -172,7 +141,7 @@ impl Broker {
 
     async fn serve(self, connection: Arc<MemoryConnection>) {
         while let Ok(duplex) = connection.accept().await {
-            let channel = Channel { duplex, decoder: FrameDecoder::new(Limits::default()) };
+            let channel = Channel::new(duplex);
             tokio::spawn(self.clone().serve_stream(channel, Arc::clone(&connection)));
         }
     }
@@ -186,13 +155,13 @@ impl Broker {
         let frame = RequestFrame::decode(&first.body).unwrap();
         self.state().requests.push(frame.request.op());
         match frame.request {
-            Request::AttachProducer { producer, epoch, attempt, .. } => {
+            Request::AttachProducer { producer, epoch, attempt, accepted } => {
                 let checked = self.state().check_session(producer, epoch, attempt);
                 if let Err(error) = checked {
                     return channel.respond(frame.id, Err(error)).await;
                 }
                 channel.respond(frame.id, Ok(Response::Attached)).await?;
-                self.publish(channel, connection, producer).await
+                self.publish(channel, connection, producer, accepted).await
             }
             Request::Subscribe { stream, from, follow } => {
                 let started = self.state().start(stream, from);
@@ -245,6 +214,7 @@ impl Broker {
         mut channel: Channel,
         connection: Arc<MemoryConnection>,
         producer: ProducerId,
+        tells_accepted: bool,
     ) -> Option<()> {
         let attachment = {
             let mut state = self.state();
@@ -252,7 +222,10 @@ impl Broker {
             state.attachments.len() - 1
         };
         let mut silent = false;
+        let mut held_back = Vec::new();
+        let mut reads = self.inner.reads.subscribe();
         for ordinal in 1.. {
+            reads.wait_for(|reads| *reads).await.ok()?;
             let frame = channel.next().await?;
             assert_eq!(frame.kind, FrameKind::Publish);
             let batch = frame.body;
@@ -275,6 +248,17 @@ impl Broker {
                     silent = true;
                     continue;
                 }
+                Action::Order | Action::AcceptAndLose => {
+                    if action == Action::Order {
+                        held_back.push(self.apply(producer, batch));
+                    } else {
+                        silent = true;
+                    }
+                    if tells_accepted {
+                        channel.send_with(|out| encode_accepted(ordinal, out)).await?;
+                    }
+                    continue;
+                }
                 Action::Cut => {
                     connection.cut("cut by the test");
                     return None;
@@ -289,8 +273,10 @@ impl Broker {
                 }
             };
             if !silent {
+                held_back.push(answer);
                 let mut answers = BytesMut::new();
-                encode_answers(ordinal, &[answer], &mut answers);
+                encode_answers(ordinal, &held_back, &mut answers);
+                held_back.clear();
                 channel.send(answers.freeze()).await?;
             }
         }
@@ -378,231 +364,5 @@ impl Connector for Broker {
             };
             Ok(connection as Arc<dyn Connection>)
         })
-    }
-}
-
-impl State {
-    pub fn add_stream(&mut self, name: &str) -> StreamId {
-        let id = StreamId::new(1_000 + self.streams.len() as u64);
-        self.streams.push(FakeStream { id, name: StreamName::new(name).unwrap(), tail: 0, batches: Vec::new() });
-        id
-    }
-
-    pub fn named(&self, name: &str) -> &FakeStream {
-        self.streams.iter().find(|stream| stream.name.as_str() == name).unwrap()
-    }
-
-    fn stream(&self, id: StreamId) -> Option<&FakeStream> {
-        self.streams.iter().find(|stream| stream.id == id)
-    }
-
-    pub fn add_producer(&mut self, name: &str) -> ProducerId {
-        let id = ProducerId::new(1 + self.producers.len() as u64);
-        self.producers.insert(name.into(), (id, Epoch::NONE, AttemptId::new([0; 16])));
-        id
-    }
-
-    fn name_of(&self, id: ProducerId) -> tidelog_protocol::ProducerName {
-        let (name, _) = self.producers.iter().find(|(_, (found, _, _))| *found == id).unwrap();
-        name.parse().unwrap()
-    }
-
-    fn welcome(&self) -> Welcome {
-        Welcome {
-            version: 1,
-            broker: "fake/1".into(),
-            log_id: self.log_id.clone(),
-            start_count: 1,
-            medium: MediumKind::Memory,
-            limits: self.limits.clone(),
-            time_ms: 0,
-        }
-    }
-
-    fn check_session(&self, producer: ProducerId, epoch: Epoch, attempt: AttemptId) -> Result<(), WireError> {
-        let known = self.producers.values().find(|(id, _, _)| *id == producer);
-        match known {
-            None if producer == ProducerId::ANONYMOUS => Ok(()),
-            Some((_, current, by)) if *current == epoch && *by == attempt => Ok(()),
-            _ => Err(WireError::new(ErrorCode::Fenced, "another session opened this producer")),
-        }
-    }
-
-    fn answer(&mut self, request: Request) -> Result<Response, WireError> {
-        let not_found = || WireError::new(ErrorCode::NotFound, "there is no such stream");
-        match request {
-            Request::CreateStream { name, if_not_exists, .. } => {
-                let exists = self.streams.iter().any(|stream| stream.name == name);
-                if exists && !if_not_exists {
-                    return Err(WireError::new(ErrorCode::Exists, "there is one already"));
-                }
-                if !exists {
-                    self.add_stream(name.as_str());
-                }
-                Ok(Response::Stream(self.named(name.as_str()).describe()))
-            }
-            Request::StreamInfo { name } => {
-                let found = self.streams.iter().find(|stream| stream.name == name);
-                found.map(|stream| Response::Stream(stream.describe())).ok_or_else(not_found)
-            }
-            Request::ListStreams { after, limit } => {
-                let mut all: Vec<_> = self.streams.iter().map(FakeStream::describe).collect();
-                all.sort_by(|a, b| a.name.cmp(&b.name));
-                all.retain(|stream| Some(&stream.name) > after.as_ref());
-                let more = all.len() > limit as usize;
-                all.truncate(limit as usize);
-                Ok(Response::Streams { streams: all, more })
-            }
-            Request::FindProducer { name } => {
-                let (id, epoch) = self
-                    .producers
-                    .get(name.as_str())
-                    .map_or_else(|| (ProducerId::ANONYMOUS, Epoch::NONE), |(id, epoch, _)| (*id, *epoch));
-                Ok(Response::Producer(ProducerDescription { name, id, epoch }))
-            }
-            Request::OpenProducer { name, found, attempt } => {
-                if !self.producers.contains_key(name.as_str()) {
-                    self.add_producer(name.as_str());
-                }
-                let (id, epoch, by) = self.producers.get_mut(name.as_str()).unwrap();
-                if *by != attempt {
-                    if *epoch != found {
-                        return Err(WireError::new(ErrorCode::Fenced, "another session opened this producer"));
-                    }
-                    *epoch = Epoch::new(epoch.get() + 1);
-                    *by = attempt;
-                }
-                Ok(Response::Producer(ProducerDescription { name, id: *id, epoch: *epoch }))
-            }
-            Request::ProducerStream { producer, stream } => {
-                self.stream(stream).ok_or_else(not_found)?;
-                let last = self.last.get(&(producer, stream)).copied().unwrap_or_default();
-                Ok(Response::ProducerStream {
-                    last_sequence: Sequence::new(last.sequence),
-                    last_offset: last.offset.map(Offset::new),
-                    last_record_crc: last.crc,
-                    sparse: false,
-                })
-            }
-            other => Err(WireError::new(ErrorCode::UnknownRequest, other.op())),
-        }
-    }
-
-    fn apply(&mut self, producer: ProducerId, batch: Bytes) -> Answer {
-        let header = BatchHeader::decode(&batch).unwrap();
-        let refused = |code, detail| Answer { outcome: Outcome::Refused { code, detail }, base_offset: None, skip: 0 };
-        if self.stream(header.stream).is_none() {
-            return refused(ErrorCode::StreamGone, 0);
-        }
-        if producer == ProducerId::ANONYMOUS {
-            let base = self.append(header.stream, producer, batch, 0);
-            return Answer { outcome: Outcome::Stored, base_offset: Some(Offset::new(base)), skip: 0 };
-        }
-        let last = self.last.get(&(producer, header.stream)).copied().unwrap_or_default();
-        if header.first.get() > last.sequence + 1 {
-            return refused(ErrorCode::SequenceGap, last.sequence + 1);
-        }
-        if header.last.get() <= last.sequence {
-            return Answer { outcome: Outcome::Duplicate, base_offset: None, skip: 0 };
-        }
-        let skip = u32::try_from(last.sequence + 1 - header.first.get()).unwrap();
-        let base = self.append(header.stream, producer, batch, skip);
-        Answer { outcome: Outcome::Stored, base_offset: Some(Offset::new(base)), skip }
-    }
-
-    fn append(&mut self, stream: StreamId, producer: ProducerId, batch: Bytes, skip: u32) -> u64 {
-        let header = BatchHeader::decode(&batch).unwrap();
-        let stored = self.streams.iter_mut().find(|found| found.id == stream).unwrap();
-        let base_offset = stored.tail;
-        stored.tail += u64::from(header.count - skip);
-        let last = Last { sequence: header.last.get(), offset: Some(stored.tail - 1), crc: header.last_record_crc };
-        stored.batches.push(Stored { base_offset, skip, count: header.count, producer, batch });
-        self.last.insert((producer, stream), last);
-        base_offset
-    }
-
-    fn start(&self, stream: StreamId, from: StartAt) -> Result<(u64, u64), WireError> {
-        let found = self.stream(stream).ok_or_else(|| WireError::new(ErrorCode::StreamGone, "removed"))?;
-        let start = match from {
-            StartAt::Start => 0,
-            StartAt::End => found.tail,
-            StartAt::Offset { offset } if offset.get() > found.tail => {
-                return Err(WireError::new(ErrorCode::PositionPastEnd, "behind the end"));
-            }
-            StartAt::Offset { offset } => offset.get(),
-            StartAt::Last { count } => found.tail.saturating_sub(count),
-            StartAt::Time { .. } => 0,
-        };
-        Ok((start, found.tail))
-    }
-
-    /// The values stored in a stream, in order.
-    pub fn values(&self, stream: &str) -> Vec<String> {
-        let mut values = Vec::new();
-        for stored in &self.named(stream).batches {
-            let records = tidelog_protocol::BatchRecords::new(&stored.batch).unwrap();
-            for record in records.skip(stored.skip as usize) {
-                values.push(String::from_utf8(record.unwrap().1.value.to_vec()).unwrap());
-            }
-        }
-        values
-    }
-}
-
-impl FakeStream {
-    pub fn describe(&self) -> StreamDescription {
-        StreamDescription {
-            name: self.name.clone(),
-            id: self.id,
-            head: Offset::new(0),
-            tail: Offset::new(self.tail),
-            bytes: 0,
-            created_ms: 0,
-        }
-    }
-
-    fn batch_at(&self, offset: u64) -> Option<Stored> {
-        let end = |stored: &Stored| stored.base_offset + u64::from(stored.count - stored.skip);
-        self.batches.iter().find(|stored| stored.base_offset <= offset && offset < end(stored)).cloned()
-    }
-}
-
-struct Channel {
-    duplex: Duplex,
-    decoder: FrameDecoder,
-}
-
-impl Channel {
-    /// `None` when the client is gone.
-    async fn next(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = self.decoder.next_frame().expect("the client sends whole frames") {
-                return Some(frame);
-            }
-            let chunk = read(self.duplex.receive.as_mut(), 64 << 10).await.ok()??;
-            self.decoder.push(&chunk);
-        }
-    }
-
-    async fn send(&mut self, bytes: Bytes) -> Option<()> {
-        write_all(self.duplex.send.as_mut(), &mut [bytes]).await.ok()
-    }
-
-    async fn send_with(&mut self, encode: impl FnOnce(&mut BytesMut)) -> Option<()> {
-        let mut bytes = BytesMut::new();
-        encode(&mut bytes);
-        self.send(bytes.freeze()).await
-    }
-
-    async fn send_json(&mut self, kind: FrameKind, body: &impl serde::Serialize) -> Option<()> {
-        self.send_with(|out| encode_json_frame(kind, body, out).unwrap()).await
-    }
-
-    async fn respond(&mut self, id: u64, result: Result<Response, WireError>) -> Option<()> {
-        let result = match result {
-            Ok(response) => ResponseResult::Ok(response),
-            Err(error) => ResponseResult::Error(error),
-        };
-        self.send_json(FrameKind::Response, &ResponseFrame { id, result }).await
     }
 }
