@@ -1,120 +1,27 @@
 //! The client: one broker, reached again by itself when the connection is lost.
 
 use std::fmt;
-use std::path::Path;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidelog_protocol::{
-    Connector, Hello, LIST_ITEMS_MAX, PROTOCOL_VERSION, ProducerDescription, ProducerId, ProducerName, Request,
-    Response, Sequence, StatusDescription, StreamDescription, StreamName, StreamSettings, Welcome,
+    LIST_ITEMS_MAX, ProducerDescription, ProducerId, ProducerName, Request, Response, Sequence, StatusDescription,
+    StreamDescription, StreamName, StreamSettings, Welcome,
 };
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::sync::{Notify, broadcast};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::address::Address;
+use crate::config::ClientConfig;
 use crate::consumer::ReaderBuilder;
 use crate::entropy::Entropy;
 use crate::error::Error;
+use crate::events::{ConnectionEvent, ConnectionEvents, EVENTS_MAX};
 use crate::link::Link;
 use crate::producer::ProducerBuilder;
-use crate::quic::QuicConnector;
+use crate::reconnect::reconnect;
 use crate::retry::Backoff;
 use crate::target::StreamTarget;
-use crate::trust::{Trust, TrustEnvironment};
-
-/// So long without progress a call goes on trying unless configured otherwise.
-pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-
-/// A broker that has taken the connection answers the hello within this, or another try is made.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How a [`Client`] reaches its broker.
-#[derive(Clone)]
-pub struct ClientConfig {
-    connector: Arc<dyn Connector>,
-    token: Option<String>,
-    name: String,
-    timeout: Duration,
-    entropy: Entropy,
-}
-
-impl ClientConfig {
-    /// Over connections that `connector` makes.
-    pub fn new(connector: Arc<dyn Connector>) -> Self {
-        Self {
-            connector,
-            token: None,
-            name: concat!("tidelog-client/", env!("CARGO_PKG_VERSION")).into(),
-            timeout: TIMEOUT_DEFAULT,
-            entropy: Entropy::System,
-        }
-    }
-
-    /// Over QUIC, with trust that is already known.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Tls`] if the file of authorities is no use.
-    pub fn quic(address: &Address, trust: &Trust) -> Result<Self, Error> {
-        Ok(Self::new(Arc::new(QuicConnector::new(address, trust)?)))
-    }
-
-    /// Over QUIC, with trust looked for as [`Trust::find`] does in this process' environment.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Trust`] if there is none, [`Error::Tls`] if the file of authorities is no use.
-    pub fn find(address: &Address, authorities: Option<&Path>) -> Result<Self, Error> {
-        Self::quic(address, &Trust::find(address, authorities, &TrustEnvironment::of_process())?)
-    }
-
-    /// The credential that is shown to the broker.
-    #[must_use]
-    pub fn with_token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-
-    /// `name/version` of the program, for the broker's logs.
-    #[must_use]
-    pub fn with_name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// So long without progress, tries to reconnect included, ends a call with [`Error::TimedOut`].
-    #[must_use]
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Takes the random numbers of this client (how long it waits before it tries again, the identities of producers'
-    /// sessions) from a seed instead of the operating system: for tests and simulations that replay a run.
-    ///
-    /// Every client of one broker needs a seed of its own, in later runs against the same log, too: two sessions with
-    /// one identity are one session to the broker, and neither fences the other. Clients made from clones of this
-    /// configuration draw from the same sequence of numbers, so they differ.
-    #[must_use]
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.entropy = Entropy::seeded(seed);
-        self
-    }
-}
-
-impl fmt::Debug for ClientConfig {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never the token.
-        formatter
-            .debug_struct("ClientConfig")
-            .field("name", &self.name)
-            .field("timeout", &self.timeout)
-            .field("has_token", &self.token.is_some())
-            .finish_non_exhaustive()
-    }
-}
 
 /// What the broker has of one producer in one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,19 +46,21 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    config: ClientConfig,
+pub(crate) struct Shared {
+    pub(crate) config: ClientConfig,
     state: Mutex<State>,
     changed: Notify,
 }
 
 struct State {
     phase: Phase,
-    /// The log of the first connection.
-    log_id: Option<String>,
+    /// The log of the first connection, and how often it had been opened by the last one.
+    log: Option<(String, u64)>,
     /// Tries to connect that were given up, and why the last one was.
     failures: u64,
     last_failure: Option<Error>,
+    /// `None` when the client is closed: then listeners have heard everything.
+    events: Option<broadcast::Sender<ConnectionEvent>>,
 }
 
 enum Phase {
@@ -168,10 +77,22 @@ impl Client {
     ///
     /// [`Error::TimedOut`] if none answered; trust and protocol errors at once.
     pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
-        let state = State { phase: Phase::Down, log_id: None, failures: 0, last_failure: None };
+        let events = Some(broadcast::Sender::new(EVENTS_MAX));
+        let state = State { phase: Phase::Down, log: None, failures: 0, last_failure: None, events };
         let client = Self { shared: Arc::new(Shared { config, state: Mutex::new(state), changed: Notify::new() }) };
         client.link().await?;
         Ok(client)
+    }
+
+    /// What happens to the connection from now on. Any number of listeners may listen.
+    pub fn events(&self) -> ConnectionEvents {
+        let state = self.shared.lock();
+        let receiver = match &state.events {
+            Some(events) => events.subscribe(),
+            // Closed: nothing will happen any more.
+            None => broadcast::channel(1).1,
+        };
+        ConnectionEvents::new(receiver)
     }
 
     /// What the broker told when it was reached, now if it is not.
@@ -323,7 +244,11 @@ impl Client {
     /// Says goodbye to the broker and waits until that has left the process. Every other call on this client and what
     /// was made from it ends with [`Error::Closed`]; close producers before, so that nothing is left unsent.
     pub async fn close(&self) {
-        let phase = std::mem::replace(&mut self.shared.lock().phase, Phase::Closed);
+        let phase = {
+            let mut state = self.shared.lock();
+            state.events = None;
+            std::mem::replace(&mut state.phase, Phase::Closed)
+        };
         self.shared.changed.notify_waiters();
         if let Phase::Up(link) = phase {
             link.close().await;
@@ -410,6 +335,23 @@ impl fmt::Debug for Client {
     }
 }
 
+impl State {
+    fn tell(&self, event: ConnectionEvent) {
+        if let Some(events) = &self.events {
+            // Without listeners there is nobody to miss it.
+            let _ = events.send(event);
+        }
+    }
+
+    /// Forgets the present connection if it is lost, and says why it was.
+    fn take_down(&mut self) -> Option<Error> {
+        let Phase::Up(link) = &self.phase else { return None };
+        let error = link.loss()?;
+        self.phase = Phase::Down;
+        Some(error)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while holding it, and every state in it is a whole one.
@@ -417,27 +359,40 @@ impl Shared {
     }
 
     /// Records how a try ended, unless the client was closed meanwhile.
-    fn conclude(&self, outcome: Result<Arc<Link>, Error>) {
+    pub(crate) fn conclude(&self, outcome: Result<Arc<Link>, Error>) {
         {
             let mut state = self.lock();
             if matches!(state.phase, Phase::Closed) {
                 return;
             }
             let outcome = outcome.and_then(|link| {
-                let found = &link.welcome().log_id;
-                match &state.log_id {
-                    Some(first) if first != found => {
+                let (found, count) = (&link.welcome().log_id, link.welcome().start_count);
+                match &state.log {
+                    Some((first, _)) if first != found => {
                         Err(Error::AnotherLog { first: first.clone(), found: found.clone() })
                     }
+                    // Starts are only ever counted up: this is an older copy of it.
+                    Some((first, last)) if *last > count => Err(Error::AnotherLog {
+                        first: format!("{first} at its start number {last}"),
+                        found: format!("that log at its start number {count}"),
+                    }),
                     _ => Ok(link),
                 }
             });
             match outcome {
                 Ok(link) => {
-                    state.log_id = Some(link.welcome().log_id.clone());
+                    let welcome = link.welcome();
+                    let (address, start_count) = (link.remote(), welcome.start_count);
+                    let before = state.log.replace((welcome.log_id.clone(), start_count));
+                    state.tell(ConnectionEvent::Connected { address, resumed: before.is_some(), start_count });
                     state.phase = Phase::Up(link);
+                    // Lost meanwhile: whoever noticed found no connection to take down.
+                    if let Some(error) = state.take_down() {
+                        state.tell(ConnectionEvent::Lost { error });
+                    }
                 }
                 Err(error) => {
+                    state.tell(ConnectionEvent::GaveUp { error: error.clone() });
                     state.failures += 1;
                     state.last_failure = Some(error);
                     state.phase = Phase::Down;
@@ -446,49 +401,18 @@ impl Shared {
         }
         self.changed.notify_waiters();
     }
-}
 
-/// Tries to connect until it works, is pointless, or the timeout has passed. A task of its own, so that no caller that
-/// gives up takes the try away from the others.
-async fn reconnect(weak: Weak<Shared>) {
-    let Some(config) = weak.upgrade().map(|shared| shared.config.clone()) else { return };
-    let started = Instant::now();
-    let deadline = started + config.timeout;
-    let hello = Hello { versions: vec![PROTOCOL_VERSION], client: config.name.clone(), token: config.token.clone() };
-    let mut backoff = Backoff::default();
-    let mut cause = None;
-    let outcome = loop {
-        let next = match timeout_at(deadline, connect_once(config.connector.as_ref(), &hello)).await {
-            Ok(Ok(link)) => break Ok(link),
-            Ok(Err(error)) if !error.is_retryable() => break Err(error),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "no connection to the broker yet");
-                cause = Some(error);
-                Instant::now() + backoff.next_delay(config.entropy.jitter())
-            }
-            Err(_) => deadline,
-        };
-        if next >= deadline {
-            let cause = cause.map(Box::new);
-            break Err(Error::TimedOut { waited: config.timeout, doing: "connecting to the broker", cause });
+    /// A connection has noticed that it is lost.
+    pub(crate) fn note_loss(&self) {
+        let mut state = self.lock();
+        if let Some(error) = state.take_down() {
+            state.tell(ConnectionEvent::Lost { error });
         }
-        sleep_until(next).await;
-        if weak.strong_count() == 0 {
-            return;
-        }
-    };
-    if let Some(shared) = weak.upgrade() {
-        shared.conclude(outcome);
     }
-}
 
-async fn connect_once(connector: &dyn Connector, hello: &Hello) -> Result<Arc<Link>, Error> {
-    let connection = connector.connect().await?;
-    match timeout(HELLO_TIMEOUT, Link::establish(connection, hello)).await {
-        Ok(established) => established,
-        Err(_) => Err(Error::Unreachable {
-            reason: format!("it took the connection, but did not answer within {} s", HELLO_TIMEOUT.as_secs()),
-        }),
+    /// A try to connect has failed, the next one follows.
+    pub(crate) fn note_retry(&self, attempt: u32, delay: Duration, error: &Error) {
+        self.lock().tell(ConnectionEvent::Reconnecting { attempt, delay, error: error.clone() });
     }
 }
 

@@ -37,15 +37,18 @@
 
 mod address;
 mod channel;
+mod config;
 mod connection;
 mod consumer;
 mod entropy;
 mod error;
+mod events;
 mod link;
 mod pin;
 mod producer;
 mod publisher;
 mod quic;
+mod reconnect;
 mod retry;
 mod session;
 mod target;
@@ -54,9 +57,11 @@ mod trust;
 mod window;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
-pub use connection::{Client, ClientConfig, ProducerPosition, TIMEOUT_DEFAULT};
+pub use config::{ClientConfig, TIMEOUT_DEFAULT};
+pub use connection::{Client, ProducerPosition};
 pub use consumer::{DeliveredBatch, DeliveredRecord, DeliveredRecords, Reader, ReaderBuilder, ReaderEvent};
 pub use error::{Error, ErrorKind};
+pub use events::{ConnectionEvent, ConnectionEvents};
 pub use pin::{Pin, PinError};
 pub use producer::{Producer, ProducerBuilder};
 pub use publisher::Publisher;

@@ -1,8 +1,7 @@
 //! One connection to the broker, from hello to loss, with its control stream.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tidelog_protocol::{
@@ -27,27 +26,36 @@ pub(crate) struct Link {
     connection: Arc<dyn Connection>,
     welcome: Welcome,
     calls: mpsc::Sender<Call>,
-    lost: Arc<AtomicBool>,
+    /// Set when it is lost: why.
+    loss: Arc<OnceLock<Error>>,
 }
 
 impl Link {
-    /// Says hello and starts the task that owns the control stream.
-    pub(crate) async fn establish(connection: Arc<dyn Connection>, hello: &Hello) -> Result<Arc<Self>, Error> {
+    /// Says hello and starts the task that owns the control stream; that calls `on_loss` when the connection is lost, and
+    /// not if the last owner drops it.
+    pub(crate) async fn establish(
+        connection: Arc<dyn Connection>,
+        hello: &Hello,
+        on_loss: impl FnOnce() + Send + 'static,
+    ) -> Result<Arc<Self>, Error> {
         let greeted = greet(connection.as_ref(), hello).await;
         if greeted.is_err() {
             connection.close(CloseCode::Done, "");
         }
         let (channel, welcome) = greeted?;
         let (calls, waiting) = mpsc::channel(REQUESTS_MAX);
-        let lost = Arc::new(AtomicBool::new(false));
+        let loss = Arc::new(OnceLock::new());
         let control =
             Control { connection: Arc::clone(&connection), channel, waiting, pending: VecDeque::new(), last_id: 0 };
-        let told = Arc::clone(&lost);
+        let told = Arc::clone(&loss);
         tokio::spawn(async move {
-            control.run().await;
-            told.store(true, Ordering::Release);
+            if let Some(error) = control.run().await {
+                // Set once: here.
+                let _ = told.set(error);
+                on_loss();
+            }
         });
-        Ok(Arc::new(Self { connection, welcome, calls, lost }))
+        Ok(Arc::new(Self { connection, welcome, calls, loss }))
     }
 
     pub(crate) fn welcome(&self) -> &Welcome {
@@ -55,7 +63,17 @@ impl Link {
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        self.loss.get().is_some()
+    }
+
+    /// Why it is lost, if it is.
+    pub(crate) fn loss(&self) -> Option<Error> {
+        self.loss.get().cloned()
+    }
+
+    /// The broker's place, for people.
+    pub(crate) fn remote(&self) -> String {
+        self.connection.remote()
     }
 
     /// One request, without retries. If it is lost, whether the broker has acted on it is not known.
@@ -113,9 +131,10 @@ struct Control {
 }
 
 impl Control {
-    async fn run(mut self) {
+    /// Gives the reason if the connection was lost.
+    async fn run(mut self) -> Option<Error> {
         let error = self.serve().await;
-        match error {
+        match &error {
             Some(error) => {
                 tracing::debug!(%error, remote = %self.connection.remote(), "connection to the broker lost");
                 let code =
@@ -129,6 +148,7 @@ impl Control {
             }
             None => self.connection.close(CloseCode::Done, ""),
         }
+        error
     }
 
     /// Until the last owner of the link is gone (`None`) or the connection is.

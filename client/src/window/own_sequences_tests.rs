@@ -1,6 +1,6 @@
 //! The application's own sequences, dense and sparse, and what is acknowledged when.
 
-use tidelog_protocol::{BatchRecords, Offset, check_batch};
+use tidelog_protocol::{Answer, BatchRecords, ErrorCode, Offset, Outcome, check_batch};
 
 use super::*;
 

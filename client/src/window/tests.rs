@@ -1,4 +1,4 @@
-use tidelog_protocol::{BatchHeader, Offset, check_batch};
+use tidelog_protocol::{Answer, BatchHeader, ErrorCode, Offset, Outcome, check_batch};
 
 use super::*;
 

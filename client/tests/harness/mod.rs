@@ -75,6 +75,7 @@ impl Broker {
     pub fn new() -> Self {
         let state = State {
             log_id: "a".repeat(32),
+            start_count: 1,
             limits: Limits::default(),
             token: None,
             streams: Vec::new(),

@@ -14,6 +14,7 @@ use super::MemoryConnection;
 
 pub struct State {
     pub log_id: String,
+    pub start_count: u64,
     pub limits: Limits,
     pub token: Option<String>,
     pub streams: Vec<FakeStream>,
@@ -92,7 +93,7 @@ impl State {
             version: 1,
             broker: "fake/1".into(),
             log_id: self.log_id.clone(),
-            start_count: 1,
+            start_count: self.start_count,
             medium: MediumKind::Memory,
             limits: self.limits.clone(),
             time_ms: 0,
