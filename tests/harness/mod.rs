@@ -17,3 +17,4 @@ pub mod power_run;
 pub mod producer;
 pub mod random;
 pub mod trial;
+pub mod udp_proxy;
