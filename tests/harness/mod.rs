@@ -18,3 +18,4 @@ pub mod producer;
 pub mod random;
 pub mod trial;
 pub mod udp_proxy;
+pub mod zombie_run;
