@@ -289,6 +289,12 @@ pub(crate) fn payload_verifies(payload: &[u8], payload_crc: u32) -> bool {
     }
 }
 
+/// A payload with its leading bytes as the copy behind it holds them. The caller checks what comes of it.
+pub(crate) fn payload_with_head(payload: &[u8], head: &[u8]) -> Vec<u8> {
+    let behind = payload.get(head.len()..).unwrap_or_default();
+    [head, behind].concat()
+}
+
 /// Whether the entry in `bytes`, whose front header has verified, is intact in all the rest: payload, zeros and copy.
 pub(crate) fn is_intact(bytes: &[u8], header: &EntryHeader) -> bool {
     let covered = header.covered_len();

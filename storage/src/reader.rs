@@ -397,7 +397,7 @@ fn read_past_damage(
             if entry.position() >= until {
                 return Ok(until);
             }
-            let payload = entry.payload.filter(|_| entry.payload_ok).map(Bytes::copy_from_slice);
+            let payload = entry.payload.as_deref().filter(|_| entry.payload_ok).map(Bytes::copy_from_slice);
             found.take(plan, &entry.head.header, payload);
             if entry.head.header.end() >= until {
                 return Ok(entry.head.header.end());

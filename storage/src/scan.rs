@@ -1,17 +1,18 @@
 //! Walks the entries of one segment, and finds the next one behind whatever is broken. Pure: bytes in, findings out.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::entry::{self, EntryHead, HeadError, HeadPlace};
 use crate::segment::Salt;
 
 /// An entry whose header verified, by itself or by its copy.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ScannedEntry<'a> {
     pub(crate) head: EntryHead<'a>,
-    /// The payload; `None` if the bytes end before it does.
-    pub(crate) payload: Option<&'a [u8]>,
-    /// The payload is what its checksum says.
+    /// The payload, healed where its leading bytes had to come from the copy; `None` if the bytes end before it does.
+    pub(crate) payload: Option<Cow<'a, [u8]>>,
+    /// The payload is what its checksum says, by itself or healed.
     pub(crate) payload_ok: bool,
     /// Everything about it verifies: header, payload, zeros, copy.
     pub(crate) is_intact: bool,
@@ -87,8 +88,9 @@ impl<'a> Scan<'a> {
         if found.position() == start {
             return Some(Ok(self.accept(found)));
         }
+        let range = start..found.position();
         self.pending = Some(found);
-        Some(Ok(Scanned::Unreadable(start..found.position())))
+        Some(Ok(Scanned::Unreadable(range)))
     }
 
     fn accept(&mut self, entry: ScannedEntry<'a>) -> Scanned<'a> {
@@ -140,8 +142,18 @@ impl<'a> Scan<'a> {
         let bytes = self.bytes.get(at..).unwrap_or_default();
         let payload_at = head.header.payload_at() as usize;
         let payload = bytes.get(payload_at..payload_at + head.header.payload_len as usize);
-        let payload_ok = payload.is_some_and(|payload| entry::payload_verifies(payload, head.header.payload_crc));
-        let is_intact = place == HeadPlace::Front && payload_ok && entry::is_intact(bytes, &head.header);
+        let crc = head.header.payload_crc;
+        let verifies = payload.is_some_and(|payload| entry::payload_verifies(payload, crc));
+        // Where the copy had to serve, the damage may lie in the leading bytes that the copy holds as well.
+        let healed = payload.filter(|_| !verifies && place == HeadPlace::Copy);
+        let healed = healed.map(|payload| entry::payload_with_head(payload, head.head));
+        let healed = healed.filter(|payload| entry::payload_verifies(payload, crc));
+        let payload_ok = verifies || healed.is_some();
+        let is_intact = place == HeadPlace::Front && verifies && entry::is_intact(bytes, &head.header);
+        let payload = match healed {
+            Some(healed) => Some(Cow::Owned(healed)),
+            None => payload.map(Cow::Borrowed),
+        };
         ScannedEntry { head, payload, payload_ok, is_intact }
     }
 
