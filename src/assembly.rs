@@ -17,6 +17,7 @@ use crate::engine::{Driver, Engine, EngineStart};
 use crate::monitor_link::MonitorLink;
 use crate::report;
 use crate::sequencer::{Sequencer, SequencerStart};
+use crate::server::peers::Peers;
 use crate::state::{self, State};
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker, Shell};
 
@@ -114,7 +115,12 @@ pub(crate) struct Assembly {
 impl Assembly {
     /// Puts a broker together on what was recovered. With [`Shell::Tasks`] within a `LocalSet`, which is to be dropped
     /// before [`Self::stop`].
-    pub(crate) fn start(parts: &Parts, recovered: Recovered, shell: &Shell) -> Result<Self, StartError> {
+    pub(crate) fn start(
+        parts: &Parts,
+        recovered: Recovered,
+        peers: Arc<Peers>,
+        shell: &Shell,
+    ) -> Result<Self, StartError> {
         let Parts { config, clock, counters, sabotages, link, .. } = parts;
         let Recovered { medium, log, state } = recovered;
         let (event_sender, events) = tokio::sync::mpsc::unbounded_channel();
@@ -137,6 +143,7 @@ impl Assembly {
             limits: config.limits.clone(),
             time_ms: 0,
         };
+        report::count(&log.report, counters);
         link.set_status(&welcome, &log.report);
         let sequencer = Sequencer::new(SequencerStart {
             state,
@@ -152,6 +159,7 @@ impl Assembly {
             reads,
             counters: Arc::clone(counters),
             limits: config.limits.clone(),
+            peers,
             welcome,
             clock: Arc::clone(clock),
             time: log.time,

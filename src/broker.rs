@@ -17,6 +17,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{BrokerConfig, CheckedConfig, ConfigError, MediumChoice};
 use crate::counters::Counters;
 use crate::monitor_link::MonitorLink;
+use crate::server::peers::Peers;
 use crate::server::quic::{ListenError, Listener, open_socket};
 use crate::server::session;
 use crate::server::tls::{Identity, IdentityError};
@@ -261,9 +262,11 @@ fn open(parts: &Parts) -> Result<(Running, Ready), StartError> {
     let recovered = recover(parts, &medium)?;
     // Behind the lock that the log holds: two brokers making an identity in one folder would replace each other's.
     let identity = Identity::load_or_make(config.folder())?;
-    let listener = Listener::start(socket, identity.server_config()?, identity.reset_key(), config)?;
+    let peers = Peers::new(config, &parts.counters);
+    let listener = Listener::start(socket, identity.server_config()?, identity.reset_key(), config)?
+        .with_peers(Arc::clone(&peers));
     let report = recovered.report().clone();
-    let assembly = Assembly::start(parts, recovered, &Shell::Threads)?;
+    let assembly = Assembly::start(parts, recovered, peers, &Shell::Threads)?;
     let ready = Ready { local_addr: listener.local_addr(), pin: identity.pin().to_owned(), report };
     Ok((Running { assembly, listener }, ready))
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tidelog_protocol::{Limits, RECORD_BYTES_MAX_CEILING};
 use tidelog_storage::medium::Medium;
 
+use crate::server::peers::CONNECTION_BYTES;
+
 /// The QUIC port a broker listens on unless told otherwise.
 pub const QUIC_PORT_DEFAULT: u16 = 7440;
 /// The HTTP port of the monitor unless told otherwise.
@@ -23,6 +25,7 @@ const SEGMENT_SPARE_BYTES: u64 = 64 << 10;
 /// QUIC's variable-length integers hold 62 bits; windows are kept far below.
 const WINDOW_BYTES_MAX: u64 = 1 << 30;
 const WINDOW_BYTES_MIN: u64 = 64 << 10;
+const MEMORY_BUDGET_BYTES_MIN: u64 = 4 << 20;
 const CONNECTIONS_MAX_CEILING: u64 = 1_000_000;
 const QUIC_STREAMS_MAX_CEILING: u64 = 65_536;
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
@@ -66,16 +69,30 @@ pub struct BrokerConfig {
     pub handshake_timeout: Duration,
     /// A connection that was silent for so long is dropped.
     pub idle_timeout: Duration,
-    /// Connections at one time; further ones are refused in the handshake.
+    /// Memory that all clients together can make the broker hold, in bytes: what they have sent and it has not taken yet,
+    /// what was sent to them and is not acknowledged, what is queued or was read for consumers, and 48 KiB for each
+    /// connection. When it is used up nothing is dropped: senders are slowed down by flow control, consumers wait for
+    /// their turn, and new connections are told `busy`. The write buffer has a limit of its own, and names cost what
+    /// they cost.
+    pub memory_budget_bytes: u32,
+    /// Connections at one time; further ones are told `busy`. With the handshakes they may take half of the memory
+    /// budget.
     pub connections_max: usize,
-    /// QUIC streams that one connection may have open at one time.
+    /// Connections at one time that have not said hello yet; further ones are refused with their first packet. From a
+    /// quarter of it on, a stranger has to show first that its address is its own.
+    pub handshakes_max: usize,
+    /// Publishing sessions at one time, of all connections; further ones are told `busy`.
+    pub sessions_max: usize,
+    /// Subscriptions at one time, of all connections; further ones are told `busy`.
+    pub subscriptions_max: usize,
+    /// QUIC streams that one connection may have open at one time: its sessions and subscriptions.
     pub quic_streams_per_connection_max: u32,
     /// Bytes one connection may have sent that the broker has not read yet, over all its QUIC
-    /// streams.
+    /// streams. It begins with 16 KiB and grows to this as it is made use of, as far as the memory budget allows.
     pub connection_receive_window_bytes: u32,
     /// The same for one QUIC stream.
     pub quic_stream_receive_window_bytes: u32,
-    /// Bytes one connection may have been sent that its client has not acknowledged yet.
+    /// Bytes one connection may have been sent that its client has not acknowledged yet. It grows likewise.
     pub send_window_bytes: u32,
 }
 
@@ -93,7 +110,11 @@ impl Default for BrokerConfig {
             segment_bytes: 64 << 20,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
-            connections_max: 10_000,
+            memory_budget_bytes: 256 << 20,
+            connections_max: 2_048,
+            handshakes_max: 512,
+            sessions_max: 16_384,
+            subscriptions_max: 16_384,
             quic_streams_per_connection_max: 1_024,
             connection_receive_window_bytes: 8 << 20,
             quic_stream_receive_window_bytes: 4 << 20,
@@ -167,7 +188,15 @@ impl TryFrom<BrokerConfig> for CheckedConfig {
         between("segment_bytes", config.segment_bytes, segment_min, SEGMENT_BYTES_MAX)?;
         between("segment_first_bytes", config.segment_first_bytes, SEGMENT_BYTES_MIN, config.segment_bytes)?;
 
-        between("connections_max", wide(config.connections_max), 1, CONNECTIONS_MAX_CEILING)?;
+        let memory = u64::from(config.memory_budget_bytes);
+        // The largest frames of a few clients at once, beside the connections themselves.
+        between("memory_budget_bytes", memory, MEMORY_BUDGET_BYTES_MIN.max(8 * largest_batch), u64::from(u32::MAX))?;
+        let peers_max = memory / 2 / u64::from(CONNECTION_BYTES);
+        between("handshakes_max", wide(config.handshakes_max), 1, peers_max - 1)?;
+        let connections_ceiling = CONNECTIONS_MAX_CEILING.min(peers_max - wide(config.handshakes_max));
+        between("connections_max", wide(config.connections_max), 1, connections_ceiling)?;
+        between("sessions_max", wide(config.sessions_max), 1, CONNECTIONS_MAX_CEILING)?;
+        between("subscriptions_max", wide(config.subscriptions_max), 1, CONNECTIONS_MAX_CEILING)?;
         // The control stream and one to publish or read with.
         let quic_streams = u64::from(config.quic_streams_per_connection_max);
         between("quic_streams_per_connection_max", quic_streams, 2, QUIC_STREAMS_MAX_CEILING)?;
@@ -334,6 +363,18 @@ mod tests {
         assert!(matches!(error, ConfigError::OutOfRange { setting: "connections_max", .. }));
         let error = refusal(|config| config.idle_timeout = Duration::ZERO);
         assert!(matches!(error, ConfigError::DurationOutOfRange { setting: "idle_timeout", .. }));
+    }
+
+    #[test]
+    fn more_connections_than_half_of_the_memory_budget_holds_are_refused() {
+        let error = refusal(|config| config.connections_max = 5_000);
+        let ConfigError::OutOfRange { setting: "connections_max", max, .. } = error else {
+            panic!("unexpected {error}")
+        };
+        let config = BrokerConfig { connections_max: usize::try_from(max).unwrap(), ..BrokerConfig::default() };
+        CheckedConfig::try_from(config).expect("the largest value told is one that works");
+        let config = BrokerConfig { connections_max: 5_000, memory_budget_bytes: 1 << 30, ..BrokerConfig::default() };
+        CheckedConfig::try_from(config).expect("with more memory there may be more connections");
     }
 
     #[test]

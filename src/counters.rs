@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use tidelog_protocol::ErrorCode;
 
+mod reasons;
+
+pub use reasons::{ByReason, ConnectionRefusal, DuplicateCause, HandshakeFailure, Reason};
+
 /// Error codes are small numbers that are never reused; there is a slot for each up to this one.
 const ERROR_CODES_MAX: usize = 64;
 
@@ -186,12 +190,38 @@ pub struct Counters {
     pub bytes_published: Count,
     /// Records that a producer sent again and that were already stored.
     pub duplicates_suppressed: Count,
+    /// The same, by how it came to that.
+    pub duplicates: ByReason<DuplicateCause>,
     /// Records handed to the transport for a consumer.
     pub records_delivered: Count,
-    /// Connections open now.
+    /// Connections open now: those that have said hello.
     pub connections: Level,
     /// Connections accepted since the start.
     pub connections_total: Count,
+    /// Connections that have not said hello yet.
+    pub handshakes_in_progress: Level,
+    /// Handshakes that came to nothing.
+    pub handshakes_failed: ByReason<HandshakeFailure>,
+    /// Connections that were not taken.
+    pub connections_refused: ByReason<ConnectionRefusal>,
+    /// Producer sessions that were attached again, on another QUIC stream and with the same epoch.
+    pub reconnects: Count,
+    /// Publishing sessions open now.
+    pub sessions: Level,
+    /// Subscriptions open now.
+    pub subscriptions: Level,
+    /// QUIC streams that clients have open now, control streams aside.
+    pub quic_streams: Level,
+    /// The memory that peers may make the broker hold, in bytes.
+    pub memory_budget_bytes: Level,
+    /// What of it is taken.
+    pub memory_used_bytes: Level,
+    /// How often somebody had to wait for a part of it.
+    pub memory_waits: Count,
+    /// Frames given up because they were not finished while others waited for memory.
+    pub frames_given_up: Count,
+    /// Blocks read for a consumer and given back because it took nothing of them.
+    pub reads_given_back: Count,
     /// Bytes of all segment files.
     pub log_bytes: Level,
     /// Bytes appended and not yet durable.
@@ -204,6 +234,14 @@ pub struct Counters {
     pub damaged_records: Count,
     /// How long the start's recovery took, in nanoseconds.
     pub recovery_nanos: Level,
+    /// Entries that the start's recovery read.
+    pub recovery_entries: Level,
+    /// Places of damage that it found.
+    pub recovery_damages: Level,
+    /// Bytes behind the end of the log that it could not prove to be stored and left where they were.
+    pub recovery_cut_bytes: Level,
+    /// Files that it set aside.
+    pub recovery_files_set_aside: Level,
     /// Free bytes of the file system that holds the log.
     pub disk_free_bytes: Level,
     /// Received to durable answer.
@@ -231,15 +269,32 @@ impl Counters {
             records_published: Count::default(),
             bytes_published: Count::default(),
             duplicates_suppressed: Count::default(),
+            duplicates: ByReason::default(),
             records_delivered: Count::default(),
             connections: Level::default(),
             connections_total: Count::default(),
+            handshakes_in_progress: Level::default(),
+            handshakes_failed: ByReason::default(),
+            connections_refused: ByReason::default(),
+            reconnects: Count::default(),
+            sessions: Level::default(),
+            subscriptions: Level::default(),
+            quic_streams: Level::default(),
+            memory_budget_bytes: Level::default(),
+            memory_used_bytes: Level::default(),
+            memory_waits: Count::default(),
+            frames_given_up: Count::default(),
+            reads_given_back: Count::default(),
             log_bytes: Level::default(),
             write_buffer_bytes: Level::default(),
             durable_position: Level::default(),
             syncs: Count::default(),
             damaged_records: Count::default(),
             recovery_nanos: Level::default(),
+            recovery_entries: Level::default(),
+            recovery_damages: Level::default(),
+            recovery_cut_bytes: Level::default(),
+            recovery_files_set_aside: Level::default(),
             disk_free_bytes: Level::default(),
             publish_seconds: Histogram::of_durations(),
             end_to_end_seconds: Histogram::of_durations(),
@@ -268,6 +323,18 @@ impl Counters {
             .iter()
             .zip(0u16..)
             .filter_map(|(count, number)| ErrorCode::from_number(number).map(|code| (code, count.get())))
+    }
+
+    /// Counts records that were stored already.
+    pub fn duplicate(&self, cause: DuplicateCause, records: u64) {
+        self.duplicates_suppressed.add(records);
+        self.duplicates.add(cause, records);
+    }
+
+    /// Raises a level by one until the guard is dropped.
+    pub fn hold(self: &Arc<Self>, level: fn(&Counters) -> &Level) -> Held {
+        level(self).add(1);
+        Held { counters: Arc::clone(self), level }
     }
 
     /// Counts a connection as open until the guard is dropped.
@@ -303,6 +370,19 @@ pub struct OpenConnection {
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.counters.connections.subtract(1);
+    }
+}
+
+/// One of what a [`Level`] counts; dropping it takes it away.
+#[derive(Debug)]
+pub struct Held {
+    counters: Arc<Counters>,
+    level: fn(&Counters) -> &Level,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        (self.level)(&self.counters).subtract(1);
     }
 }
 

@@ -18,6 +18,7 @@ use crate::events::{Event, LogOutcome};
 use crate::live::Hub;
 use crate::monitor_link::MonitorLink;
 use crate::sequencer::{Now, Sequencer, SessionKey, Step, Supply};
+use crate::server::peers::Peers;
 use crate::state::Grant;
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker};
 
@@ -44,6 +45,7 @@ pub(crate) struct Engine {
     pub(crate) reads: ReadWorker,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) welcome: Welcome,
     clock: Arc<dyn Clock>,
     /// Log time at `started`.
@@ -66,6 +68,7 @@ pub(crate) struct EngineStart {
     pub(crate) reads: ReadWorker,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) welcome: Welcome,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) time: ReplayTime,
@@ -83,6 +86,7 @@ impl Engine {
             reads: start.reads,
             counters: start.counters,
             limits: start.limits,
+            peers: start.peers,
             welcome: start.welcome,
             clock: start.clock,
             appended: Notify::new(),

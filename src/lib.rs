@@ -16,6 +16,7 @@
 mod assembly;
 mod background;
 pub mod broker;
+mod budget;
 pub mod clock;
 pub mod config;
 pub mod counters;

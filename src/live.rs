@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tidelog_protocol::{Answer, Epoch, ErrorCode, ProducerId, StreamId, WireError};
 use tokio::sync::Notify;
 
+use crate::budget::{Budget, Share};
 use crate::outbox::Outbox;
 use crate::sequencer::{LiveBatch, SessionKey, Sink};
 use crate::state::Grant;
@@ -16,23 +17,30 @@ use crate::state::Grant;
 const QUEUE_BATCHES_MAX: usize = 512;
 /// And their bytes: slices pin the group buffers that they stand in.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// What a queued batch costs beside its bytes.
+const BATCH_BYTES: usize = 128;
 
 /// A consumer's queue of batches that have just become durable.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LiveQueue {
     state: RefCell<LiveState>,
+    budget: Budget,
     /// The stream has new durable records, queued or not.
     pub(crate) news: Notify,
 }
 
 #[derive(Debug, Default)]
 struct LiveState {
-    batches: VecDeque<LiveBatch>,
+    batches: VecDeque<(LiveBatch, Share)>,
     bytes: usize,
     is_armed: bool,
 }
 
 impl LiveQueue {
+    fn new(budget: Budget) -> Self {
+        Self { state: RefCell::default(), budget, news: Notify::new() }
+    }
+
     /// The consumer has everything that is durable: from here on batches are queued for it.
     pub(crate) fn arm(&self) {
         self.state.borrow_mut().is_armed = true;
@@ -43,29 +51,41 @@ impl LiveQueue {
         self.state.borrow().is_armed
     }
 
-    /// The next batch.
-    pub(crate) fn pop(&self) -> Option<LiveBatch> {
+    /// The consumer is behind again: it reads from the log.
+    pub(crate) fn disarm(&self) {
         let mut state = self.state.borrow_mut();
-        let batch = state.batches.pop_front()?;
+        state.batches.clear();
+        state.bytes = 0;
+        state.is_armed = false;
+    }
+
+    /// The next batch, and the memory that it takes.
+    pub(crate) fn pop(&self) -> Option<(LiveBatch, Share)> {
+        let mut state = self.state.borrow_mut();
+        let (batch, share) = state.batches.pop_front()?;
         state.bytes -= batch.batch.payload.len();
-        Some(batch)
+        Some((batch, share))
     }
 
     fn push(&self, batch: LiveBatch) {
-        let mut state = self.state.borrow_mut();
-        if state.is_armed {
-            let bytes = state.bytes + batch.batch.payload.len();
-            if !state.batches.is_empty() && (bytes > QUEUE_BYTES_MAX || state.batches.len() >= QUEUE_BATCHES_MAX) {
-                state.batches.clear();
-                state.bytes = 0;
-                state.is_armed = false;
-            } else {
-                state.bytes = bytes;
-                state.batches.push_back(batch);
-            }
+        if self.is_armed() && !self.queue(batch) {
+            self.disarm();
         }
-        drop(state);
         self.news.notify_one();
+    }
+
+    /// `false` if there is no room for it, in the queue or in the common budget.
+    fn queue(&self, batch: LiveBatch) -> bool {
+        let mut state = self.state.borrow_mut();
+        let len = batch.batch.payload.len();
+        let is_full = state.bytes + len > QUEUE_BYTES_MAX || state.batches.len() >= QUEUE_BATCHES_MAX;
+        if is_full && !state.batches.is_empty() {
+            return false;
+        }
+        let Some(share) = self.budget.try_take((len + BATCH_BYTES) as u32) else { return false };
+        state.bytes += len;
+        state.batches.push_back((batch, share));
+        true
     }
 }
 
@@ -77,6 +97,8 @@ pub(crate) struct Hub {
     /// The one session that writes as a producer.
     writers: HashMap<ProducerId, (SessionKey, Epoch)>,
     followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,
+    /// The epoch with which each producer attached last since the start.
+    attached: HashMap<ProducerId, Epoch>,
     next_key: u64,
 }
 
@@ -102,6 +124,12 @@ impl Hub {
         key
     }
 
+    /// Notes that a producer attaches; `true` if it did so before with the same epoch.
+    pub(crate) fn note_attached(&mut self, grant: &Grant) -> bool {
+        grant.producer != ProducerId::ANONYMOUS
+            && self.attached.insert(grant.producer, grant.epoch).is_some_and(|epoch| epoch == grant.epoch)
+    }
+
     /// How many publishing sessions there are.
     pub(crate) fn sessions(&self) -> usize {
         self.outboxes.len()
@@ -123,8 +151,8 @@ impl Hub {
     }
 
     /// A new consumer of a stream.
-    pub(crate) fn follow(&mut self, stream: StreamId) -> Rc<LiveQueue> {
-        let queue = Rc::new(LiveQueue::default());
+    pub(crate) fn follow(&mut self, stream: StreamId, budget: &Budget) -> Rc<LiveQueue> {
+        let queue = Rc::new(LiveQueue::new(budget.clone()));
         self.followers.entry(stream).or_default().push(Rc::clone(&queue));
         queue
     }
@@ -186,9 +214,40 @@ mod tests {
         LiveBatch { batch, received: Duration::ZERO }
     }
 
+    fn budget() -> Budget {
+        Budget::new(16 << 20, std::sync::Arc::new(crate::counters::Counters::new()))
+    }
+
+    fn queue() -> LiveQueue {
+        LiveQueue::new(budget())
+    }
+
+    #[test]
+    fn without_memory_the_consumer_is_sent_to_the_log_and_what_was_queued_is_given_back() {
+        let budget = budget();
+        let queue = LiveQueue::new(budget.clone());
+        queue.arm();
+        queue.push(batch(0, 1_000));
+        let rest = budget.try_take((16 << 20) - 1_000 - 128).unwrap();
+        queue.push(batch(1, 1));
+        assert!(!queue.is_armed() && queue.pop().is_none());
+        drop(rest);
+        assert!(budget.try_take(16 << 20).is_some());
+    }
+
+    #[test]
+    fn an_epoch_that_attaches_again_is_a_reconnect_and_another_one_is_not() {
+        let mut hub = Hub::default();
+        let producer = ProducerId::new(8);
+        let seen = [1, 1, 2, 2, 2].map(|epoch| hub.note_attached(&grant(producer, epoch)));
+        assert_eq!(seen, [false, true, false, true, true]);
+        assert!(!hub.note_attached(&grant(ProducerId::ANONYMOUS, 2)));
+        assert!(!hub.note_attached(&grant(ProducerId::ANONYMOUS, 2)));
+    }
+
     #[test]
     fn a_consumer_that_falls_behind_loses_its_queue_and_is_told_of_news_all_the_same() {
-        let queue = LiveQueue::default();
+        let queue = queue();
         queue.push(batch(0, 10));
         assert!(queue.pop().is_none(), "nothing is queued for one that is not caught up");
         queue.arm();
@@ -198,7 +257,7 @@ mod tests {
         assert!(queue.pop().is_none());
         queue.arm();
         queue.push(batch(3, 1));
-        assert_eq!(queue.pop().map(|live| live.batch.base_offset), Some(3));
+        assert_eq!(queue.pop().map(|(live, _)| live.batch.base_offset), Some(3));
     }
 
     #[test]
@@ -243,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_bounded_in_batches_too() {
-        let queue = LiveQueue::default();
+        let queue = queue();
         queue.arm();
         (0..QUEUE_BATCHES_MAX as u64).for_each(|offset| queue.push(batch(offset, 0)));
         assert!(queue.is_armed());
@@ -253,7 +312,7 @@ mod tests {
 
     #[test]
     fn one_batch_larger_than_the_bound_still_passes() {
-        let queue = LiveQueue::default();
+        let queue = queue();
         queue.arm();
         queue.push(batch(0, 2 * QUEUE_BYTES_MAX));
         assert!(queue.is_armed() && queue.pop().is_some());
@@ -295,14 +354,14 @@ mod tests {
     fn a_stream_is_wanted_as_long_as_somebody_follows_it() {
         let mut hub = Hub::default();
         let stream = StreamId::new(8);
-        let (one, two) = (hub.follow(stream), hub.follow(stream));
+        let (one, two) = (hub.follow(stream, &budget()), hub.follow(stream, &budget()));
         [&one, &two].into_iter().for_each(|queue| queue.arm());
         hub.deliver(stream, batch(0, 1));
         hub.unfollow(stream, &one);
         assert!(hub.wants(stream) && !hub.wants(StreamId::new(9)));
         hub.deliver(stream, batch(1, 1));
         let offsets = |queue: &LiveQueue| {
-            std::iter::from_fn(|| queue.pop()).map(|live| live.batch.base_offset).collect::<Vec<_>>()
+            std::iter::from_fn(|| queue.pop()).map(|(live, _)| live.batch.base_offset).collect::<Vec<_>>()
         };
         assert_eq!((offsets(&one), offsets(&two)), (vec![0], vec![0, 1]));
         hub.unfollow(stream, &two);

@@ -21,6 +21,7 @@ use crate::counters::Counters;
 use crate::in_process::Listener;
 pub use crate::inline::{DiskWork, OneTurn, Pace};
 use crate::monitor_link::MonitorLink;
+use crate::server::peers::Peers;
 use crate::server::session;
 use crate::workers::Shell;
 
@@ -74,7 +75,7 @@ impl LocalBroker {
         let local = LocalSet::new();
         let assembly = {
             let _entered = local.enter();
-            Assembly::start(&parts, recovered, &Shell::Tasks(config.pace))?
+            Assembly::start(&parts, recovered, Peers::new(&parts.config, &parts.counters), &Shell::Tasks(config.pace))?
         };
         Ok(Self { local, assembly, parts, report })
     }

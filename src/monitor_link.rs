@@ -40,6 +40,7 @@ impl MonitorLink {
                 start_count: welcome.start_count,
                 medium: format!("{:?}", welcome.medium).to_lowercase(),
                 recovery: crate::report::report_lines(report),
+                report: crate::report::facts(report),
             });
         }
         #[cfg(not(feature = "http"))]

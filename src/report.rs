@@ -2,6 +2,19 @@
 
 use tidelog_storage::{Damage, DamageKind, RecoveryReport};
 
+use crate::counters::Counters;
+
+/// Counts what a start found.
+pub(crate) fn count(report: &RecoveryReport, counters: &Counters) {
+    counters.recovery_entries.set(report.entries);
+    counters.recovery_damages.set(report.damages.len() as u64);
+    counters.recovery_cut_bytes.set(report.cut.as_ref().map_or(0, |cut| cut.end - cut.start));
+    counters.recovery_files_set_aside.set(report.set_aside.len() as u64);
+    let unreadable =
+        report.damages.iter().filter(|damage| damage.kind.loses_data()).filter_map(|damage| damage.offsets.clone());
+    counters.damaged_records.add(unreadable.map(|offsets| offsets.end - offsets.start).sum());
+}
+
 /// What a start found that somebody should know of, a line each.
 #[must_use]
 pub(crate) fn report_lines(report: &RecoveryReport) -> Vec<String> {
@@ -35,4 +48,39 @@ fn damage_line(damage: &Damage) -> String {
         line.push_str(&format!(" (stream id {subject} offsets {}..{})", offsets.start, offsets.end));
     }
     line
+}
+
+/// The report in numbers and positions, for programs.
+#[cfg(feature = "http")]
+#[must_use]
+pub(crate) fn facts(report: &RecoveryReport) -> crate::monitor::RecoveryFacts {
+    crate::monitor::RecoveryFacts {
+        segments: report.segments as u64,
+        entries: report.entries,
+        proven: report.proven,
+        end: report.end,
+        rewritten_bytes: report.rewritten_bytes,
+        cut: report.cut.clone(),
+        damages: report.damages.iter().map(damage_facts).collect(),
+        set_aside: report.set_aside.clone(),
+    }
+}
+
+#[cfg(feature = "http")]
+fn damage_facts(damage: &Damage) -> crate::monitor::DamageFacts {
+    crate::monitor::DamageFacts {
+        kind: match damage.kind {
+            DamageKind::SegmentHeaderCopy => "segment_header_copy",
+            DamageKind::SegmentHeader => "segment_header",
+            DamageKind::SegmentMissing => "segment_missing",
+            DamageKind::EntryCopy => "entry_copy",
+            DamageKind::Payload => "payload",
+            DamageKind::Hole => "hole",
+        },
+        segment: damage.segment,
+        positions: damage.positions.clone(),
+        stream: damage.subject,
+        offsets: damage.offsets.clone(),
+        loses_data: damage.kind.loses_data(),
+    }
 }

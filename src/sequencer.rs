@@ -19,7 +19,7 @@ use tidelog_storage::{
     AppendError, Appender, EntryKind, Facts, Group, GroupBytes, NewEntry, ReplayTime, Sabotage, Sabotages, StoredBatch,
 };
 
-use crate::counters::Counters;
+use crate::counters::{Counters, DuplicateCause};
 use crate::pending_answers::PendingAnswers;
 use crate::state::{Admission, BatchAppended, Change, Grant, Refusal, State, Verdict, owner};
 
@@ -277,14 +277,15 @@ impl Sequencer {
                 self.counters.records_published.add(u64::from(span));
                 self.counters.bytes_published.add(batch.len() as u64);
                 if skip > 0 {
-                    self.counters.duplicates_suppressed.add(u64::from(skip));
+                    self.counters.duplicate(DuplicateCause::Overlapping, u64::from(skip));
                 }
                 let answer = Answer { outcome: Outcome::Stored, base_offset: Some(base_offset), skip };
                 self.pending.push(appended.end, Waiting::Answer { session, answer, received: now.monotonic });
                 Step::Decided(Ordered::Taken)
             }
             Verdict::Duplicate { base_offset } => {
-                self.counters.duplicates_suppressed.add(u64::from(header.count));
+                let cause = base_offset.map_or(DuplicateCause::Replayed, |_| DuplicateCause::Resent);
+                self.counters.duplicate(cause, u64::from(header.count));
                 let answer = Answer { outcome: Outcome::Duplicate, base_offset, skip: 0 };
                 self.settle(session, answer, now, sink);
                 Step::Decided(Ordered::Taken)
@@ -401,8 +402,8 @@ impl Sequencer {
     }
 }
 
-/// Payloads below this many bytes are copied for live delivery.
-const LIVE_COPY_BYTES_MAX: usize = 16 * 1_024;
+/// Payloads below this many bytes are copied for live delivery: a slice pins at most four times its length.
+const LIVE_COPY_BYTES_MAX: usize = 256 * 1_024;
 
 /// A slice pins the group buffer that it stands in: 1 MiB for each small batch of a consumer that does not read, unless
 /// small ones are copied. Once for all consumers.
@@ -419,4 +420,18 @@ fn refused(refusal: Refusal) -> Answer {
 #[must_use]
 pub fn error_of(code: ErrorCode) -> ResponseResult {
     ResponseResult::Error(WireError::new(code, code.name().replace('_', " ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_large_beside_its_buffer_is_handed_on_uncopied() {
+        let buffer = Bytes::from(vec![7; 1 << 20]);
+        for (len, is_copied) in [(1, true), (LIVE_COPY_BYTES_MAX - 1, true), (LIVE_COPY_BYTES_MAX, false)] {
+            let slice = unpinned(buffer.slice(..len));
+            assert_eq!((slice.len(), slice.as_ptr() != buffer.as_ptr()), (len, is_copied));
+        }
+    }
 }

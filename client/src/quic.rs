@@ -224,6 +224,14 @@ fn handshake_error(error: ConnectionError) -> TransportError {
         {
             TransportError::ForeignProtocol("it does not speak tidelog/1".into())
         }
+        ConnectionError::ConnectionClosed(ref theirs)
+            if theirs.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            TransportError::Closed {
+                code: CloseCode::Busy as u32,
+                reason: "the broker takes no further connection now".into(),
+            }
+        }
         ConnectionError::ApplicationClosed(_) => lost_error(error),
         other => TransportError::Unreachable(other.to_string()),
     }

@@ -311,6 +311,24 @@ impl FrameDecoder {
         Ok(Some(Frame { kind, body: self.buffer.split_to(body_len).freeze() }))
     }
 
+    /// Bytes of the unfinished frame, its header included, as far as they are known: 0 before its header is there. Within
+    /// the limits if [`next_frame`](Self::next_frame) has just given `None`.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        self.buffer.first_chunk::<FRAME_HEADER_LEN>().map_or(0, |header| {
+            let mut rest = &header[..];
+            FRAME_HEADER_LEN + rest.get_u32_le() as usize
+        })
+    }
+
+    /// Gives the memory of frames that have been given out back, if nothing is taken in: an idle QUIC stream should not
+    /// hold what its largest frame needed.
+    pub fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     /// Bytes taken in and not yet given out: more than 0 at the end of a QUIC stream means that it was cut off.
     #[must_use]
     pub fn buffered(&self) -> usize {
@@ -380,6 +398,20 @@ mod tests {
         decoder.push(&encode_frame_header(FrameKind::Publish, 1 << 20));
         assert!(decoder.next_frame().unwrap().is_none());
         assert!(decoder.buffer.capacity() <= 2 * READ_AHEAD_BYTES_MAX, "{}", decoder.buffer.capacity());
+    }
+
+    #[test]
+    fn the_length_of_an_unfinished_frame_is_told_as_soon_as_its_header_is_there() {
+        let mut decoder = decoder();
+        let bytes = frame(FrameKind::Request, b"{}");
+        decoder.push(&bytes[..7]);
+        assert_eq!((decoder.next_frame().unwrap(), decoder.frame_len()), (None, 0));
+        decoder.push(&bytes[7..9]);
+        assert_eq!((decoder.next_frame().unwrap(), decoder.frame_len()), (None, bytes.len()));
+        decoder.release();
+        decoder.push(&bytes[9..]);
+        assert!(decoder.next_frame().unwrap().is_some(), "what is unfinished is not given back");
+        assert_eq!(decoder.frame_len(), 0);
     }
 
     #[test]

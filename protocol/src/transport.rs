@@ -73,6 +73,17 @@ pub trait Connection: Send + Sync {
 
     /// The other side's address, for logs.
     fn remote(&self) -> String;
+
+    /// Changes how many bytes the other side may send ahead of being read, over all QUIC streams of this connection. A
+    /// transport without such a window has nothing to do.
+    fn set_receive_window(&self, bytes: u32) {
+        let _ = bytes;
+    }
+
+    /// Changes how many bytes may be sent ahead of being acknowledged, likewise.
+    fn set_send_window(&self, bytes: u32) {
+        let _ = bytes;
+    }
 }
 
 /// Makes connections to one broker.

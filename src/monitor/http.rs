@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::metrics::{CONTENT_TYPE, Metrics};
-use super::{Health, MonitorState};
+use super::{Health, MonitorState, RecoveryFacts};
 
 /// Connections at one time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
@@ -226,8 +227,39 @@ fn status_json(state: &MonitorState) -> serde_json::Value {
         "medium": status.medium,
         "durable_position": state.counters().durable_position.get(),
         "recovery": status.recovery,
+        "recovery_report": report_json(&status.report, state),
         "version": env!("CARGO_PKG_VERSION"),
         "protocol_versions": [tidelog_protocol::PROTOCOL_VERSION],
+    })
+}
+
+/// Numbers and positions; a range is `{"from":…,"to":…}`, half-open.
+fn report_json(report: &RecoveryFacts, state: &MonitorState) -> serde_json::Value {
+    let range = |range: &Range<u64>| serde_json::json!({"from": range.start, "to": range.end});
+    let damages: Vec<_> = report
+        .damages
+        .iter()
+        .map(|damage| {
+            serde_json::json!({
+                "kind": damage.kind,
+                "segment": damage.segment,
+                "positions": range(&damage.positions),
+                "stream_id": damage.stream,
+                "offsets": damage.offsets.as_ref().map(range),
+                "loses_data": damage.loses_data,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "seconds": state.counters().recovery_nanos.get() as f64 / 1e9,
+        "segments": report.segments,
+        "entries": report.entries,
+        "proven": report.proven,
+        "end": report.end,
+        "rewritten_bytes": report.rewritten_bytes,
+        "cut": report.cut.as_ref().map(range),
+        "damages": damages,
+        "set_aside": report.set_aside,
     })
 }
 
@@ -288,7 +320,7 @@ mod tests {
 
     use super::*;
     use crate::counters::Counters;
-    use crate::monitor::StatusSnapshot;
+    use crate::monitor::{DamageFacts, StatusSnapshot};
 
     fn start() -> (Monitor, Arc<MonitorState>) {
         let state = Arc::new(MonitorState::new(Arc::new(Counters::new())));
@@ -359,6 +391,19 @@ mod tests {
             start_count: 3,
             medium: "/data".to_owned(),
             recovery: vec!["a torn entry was cut off".to_owned()],
+            report: RecoveryFacts {
+                entries: 5,
+                cut: Some(100..200),
+                damages: vec![DamageFacts {
+                    kind: "payload",
+                    segment: 2,
+                    positions: 10..20,
+                    stream: Some(4_096),
+                    offsets: Some(7..9),
+                    loses_data: true,
+                }],
+                ..RecoveryFacts::default()
+            },
         });
         let (head, body) = ask(&monitor, "GET", "/api/v1/status");
         assert!(head.contains("content-type: application/json"), "{head}");
@@ -367,6 +412,12 @@ mod tests {
         assert_eq!(status["log_id"], "0badcafe");
         assert_eq!(status["durable_position"], 4_096);
         assert_eq!(status["recovery"][0], "a torn entry was cut off");
+        let report = &status["recovery_report"];
+        assert_eq!((&report["entries"], &report["cut"]["to"]), (&5.into(), &200.into()));
+        assert_eq!(report["set_aside"], serde_json::json!([]));
+        let damage = &report["damages"][0];
+        assert_eq!((&damage["kind"], &damage["stream_id"]), (&"payload".into(), &4_096.into()));
+        assert_eq!(damage["offsets"], serde_json::json!({"from": 7, "to": 9}));
         assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
         assert_eq!(status["protocol_versions"][0], 1);
     }

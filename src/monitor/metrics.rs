@@ -7,12 +7,11 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto;
 use prometheus::{Registry, TextEncoder};
 
-use crate::counters::{Counters, Histogram, HistogramSnapshot};
+use super::metric_table::{METRICS, MetricSpec, NANOS_PER_SECOND, Source, float};
+use crate::counters::{Counters, HistogramSnapshot};
 
 /// The content type of [`Metrics::text`].
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-const NANOS_PER_SECOND: f64 = 1e9;
 
 /// One broker's metrics.
 #[derive(Debug)]
@@ -34,107 +33,6 @@ impl Metrics {
     }
 }
 
-/// Where a metric's value comes from.
-enum Source {
-    Count(fn(&Counters) -> u64),
-    Gauge(fn(&Counters) -> f64),
-    Seconds(fn(&Counters) -> &Histogram),
-    Records(fn(&Counters) -> &Histogram),
-    Refusals,
-    BuildInfo,
-}
-
-struct MetricSpec {
-    name: &'static str,
-    help: &'static str,
-    source: Source,
-}
-
-/// Every metric there is. Names and units are a promise to dashboards and alerts: entries may be
-/// added, never changed.
-const METRICS: &[MetricSpec] = &[
-    MetricSpec {
-        name: "tidelog_records_published_total",
-        help: "Records stored durably.",
-        source: Source::Count(|counters| counters.records_published.get()),
-    },
-    MetricSpec {
-        name: "tidelog_bytes_published_total",
-        help: "Bytes of the records stored durably, as they stand in their batches.",
-        source: Source::Count(|counters| counters.bytes_published.get()),
-    },
-    MetricSpec {
-        name: "tidelog_duplicates_suppressed_total",
-        help: "Records that a producer sent again and that were already stored.",
-        source: Source::Count(|counters| counters.duplicates_suppressed.get()),
-    },
-    MetricSpec {
-        name: "tidelog_publishes_refused_total",
-        help: "Batches refused, by the reason given to the producer.",
-        source: Source::Refusals,
-    },
-    MetricSpec {
-        name: "tidelog_records_delivered_total",
-        help: "Records handed to the network for a consumer.",
-        source: Source::Count(|counters| counters.records_delivered.get()),
-    },
-    MetricSpec {
-        name: "tidelog_publish_seconds",
-        help: "Time from a batch's arrival to its durable answer.",
-        source: Source::Seconds(|counters| &counters.publish_seconds),
-    },
-    MetricSpec {
-        name: "tidelog_end_to_end_seconds",
-        help: "Time from a batch's arrival to the moment it is handed to a consumer that keeps up.",
-        source: Source::Seconds(|counters| &counters.end_to_end_seconds),
-    },
-    MetricSpec {
-        name: "tidelog_log_sync_seconds",
-        help: "Duration of one sync of the log.",
-        source: Source::Seconds(|counters| &counters.log_sync_seconds),
-    },
-    MetricSpec {
-        name: "tidelog_group_commit_records",
-        help: "Records made durable by one sync.",
-        source: Source::Records(|counters| &counters.group_commit_records),
-    },
-    MetricSpec {
-        name: "tidelog_write_buffer_bytes",
-        help: "Bytes appended and not yet durable.",
-        source: Source::Gauge(|counters| float(counters.write_buffer_bytes.get())),
-    },
-    MetricSpec {
-        name: "tidelog_connections",
-        help: "Connections open now.",
-        source: Source::Gauge(|counters| float(counters.connections.get())),
-    },
-    MetricSpec {
-        name: "tidelog_log_bytes",
-        help: "Bytes of all segment files.",
-        source: Source::Gauge(|counters| float(counters.log_bytes.get())),
-    },
-    MetricSpec {
-        name: "tidelog_disk_free_bytes",
-        help: "Free bytes of the file system that holds the log.",
-        source: Source::Gauge(|counters| float(counters.disk_free_bytes.get())),
-    },
-    MetricSpec {
-        name: "tidelog_damaged_records_total",
-        help: "Records found unreadable, at recovery or when they were to be read.",
-        source: Source::Count(|counters| counters.damaged_records.get()),
-    },
-    MetricSpec {
-        name: "tidelog_recovery_seconds",
-        help: "How long the recovery of the last start took.",
-        source: Source::Gauge(|counters| float(counters.recovery_nanos.get()) / NANOS_PER_SECOND),
-    },
-    MetricSpec {
-        name: "tidelog_build_info",
-        help: "Always 1; the label tells the broker's version.",
-        source: Source::BuildInfo,
-    },
-];
-
 struct CountersCollector {
     counters: Arc<Counters>,
     descriptions: Vec<Desc>,
@@ -146,7 +44,7 @@ impl CountersCollector {
             .iter()
             .map(|metric| {
                 let labels = match metric.source {
-                    Source::Refusals => vec!["reason".to_owned()],
+                    Source::Refusals | Source::Reasons(_) => vec!["reason".to_owned()],
                     Source::BuildInfo => vec!["version".to_owned()],
                     _ => Vec::new(),
                 };
@@ -175,15 +73,10 @@ impl CountersCollector {
                 (proto::MetricType::HISTOGRAM, vec![histogram])
             }
             Source::Refusals => {
-                // All reasons, those with zero too: a rate over a series that appears with its
-                // first refusal would miss that one.
-                let metrics = counters.refusals().map(|(code, count)| {
-                    let mut metric = counter(count);
-                    metric.set_label(vec![label("reason", code.name())]);
-                    metric
-                });
-                (proto::MetricType::COUNTER, metrics.collect())
+                let refusals = counters.refusals().map(|(code, count)| (code.name(), count));
+                (proto::MetricType::COUNTER, by_reason(refusals))
             }
+            Source::Reasons(get) => (proto::MetricType::COUNTER, by_reason(get(counters).into_iter())),
             Source::BuildInfo => {
                 let mut metric = gauge(1.0);
                 metric.set_label(vec![label("version", env!("CARGO_PKG_VERSION"))]);
@@ -217,6 +110,16 @@ fn counter(value: u64) -> proto::Metric {
     metric
 }
 
+/// All reasons, those with zero too: a rate over a series that appears with its first event would miss that one.
+fn by_reason(counts: impl Iterator<Item = (&'static str, u64)>) -> Vec<proto::Metric> {
+    let metrics = counts.map(|(reason, count)| {
+        let mut metric = counter(count);
+        metric.set_label(vec![label("reason", reason)]);
+        metric
+    });
+    metrics.collect()
+}
+
 fn gauge(value: f64) -> proto::Metric {
     let mut gauge = proto::Gauge::default();
     gauge.set_value(value);
@@ -247,11 +150,6 @@ fn label(name: &str, value: &str) -> proto::LabelPair {
     label.set_name(name.to_owned());
     label.set_value(value.to_owned());
     label
-}
-
-/// Prometheus counts in floating point: exact up to 2^53.
-fn float(value: u64) -> f64 {
-    value as f64
 }
 
 #[cfg(test)]

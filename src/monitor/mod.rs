@@ -6,8 +6,11 @@
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "http")]
+mod metric_table;
+#[cfg(feature = "http")]
 mod metrics;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -75,6 +78,46 @@ pub struct StatusSnapshot {
     pub medium: String,
     /// What recovery did and found, a sentence each; empty when there was nothing to tell.
     pub recovery: Vec<String>,
+    /// The same in numbers and positions, for programs.
+    pub report: RecoveryFacts,
+}
+
+/// What recovery did and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryFacts {
+    /// Segments of the log, without the one that the start opened.
+    pub segments: u64,
+    /// Entries read.
+    pub entries: u64,
+    /// Below this position everything was proven to have been durable.
+    pub proven: u64,
+    /// Where the log ended.
+    pub end: u64,
+    /// Unproven bytes that were written again before they were synced.
+    pub rewritten_bytes: u64,
+    /// What lies behind the end and is not provably stored, as positions.
+    pub cut: Option<Range<u64>>,
+    /// All that is broken.
+    pub damages: Vec<DamageFacts>,
+    /// Files set aside, under their new names.
+    pub set_aside: Vec<String>,
+}
+
+/// One place of damage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamageFacts {
+    /// What is broken, in `snake_case`.
+    pub kind: &'static str,
+    /// The segment's number.
+    pub segment: u64,
+    /// The log positions concerned.
+    pub positions: Range<u64>,
+    /// The stream's id, where it is known.
+    pub stream: Option<u64>,
+    /// Its offsets, where they are known.
+    pub offsets: Option<Range<u64>>,
+    /// Whether anything that was stored can't be read because of it.
+    pub loses_data: bool,
 }
 
 /// Everything the monitor shows, shared between the broker, which writes it, and the monitor.

@@ -3,26 +3,28 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use tidelog_protocol::{
     Damaged, DeliverHeader, ErrorCode, FrameKind, Offset, ProducerId, Response, ResponseFrame, ResponseResult,
-    SendHalf, StartAt, StreamId, WireError, encode_damaged, encode_deliver_header, encode_end, encode_producer_name,
-    write_all,
+    SendHalf, StartAt, StreamId, WireError, encode_damaged, encode_end, encode_producer_name,
 };
 use tidelog_storage::{ReadOutcome, ReadPlan, StoredBatch};
 
 use crate::engine::Engine;
 use crate::live::LiveQueue;
 use crate::sequencer::error_of;
+use crate::server::allowance::Allowance;
 use crate::server::frames::{FrameReader, SessionEnd, write_json};
+use crate::server::outgoing::{GoOn, Outgoing};
 use crate::state::owner_producer;
 
 /// One read from the log, and one write to the consumer, take about this many bytes.
 const BLOCK_BYTES: usize = 256 * 1_024;
-/// Smaller batches are copied together: few large writes are what matters most to QUIC, and a slice would pin the whole
-/// group buffer that it stands in.
-const COPY_BYTES_MAX: usize = 16 * 1_024;
+/// And this many for a consumer that was slow; twice as many with each block that it takes in time.
+const BLOCK_BYTES_MIN: usize = 16 * 1_024;
+/// A consumer that has not taken a block after this long gives its memory back: it is read again when it is wanted.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Producers whose names a subscription remembers having told; beyond that it tells them again.
 const NAMES_TOLD_MAX: usize = 4_096;
 
@@ -40,9 +42,18 @@ pub(crate) async fn serve(
     engine: &Rc<Engine>,
     send: &mut dyn SendHalf,
     reader: &mut FrameReader,
+    allowance: &Allowance,
     subscribe: Subscribe,
 ) -> Result<(), SessionEnd> {
-    let opened = Subscription::open(engine, &subscribe).await?;
+    let peers = allowance.peers();
+    let opened = if peers.counters.subscriptions.get() >= peers.limits.subscriptions_max {
+        let message =
+            format!("there are {} subscriptions, as many as the limit allows", peers.limits.subscriptions_max);
+        Err(ResponseResult::Error(WireError::new(ErrorCode::Busy, message)))
+    } else {
+        Subscription::open(engine, allowance, &subscribe).await?
+    };
+    let _counted = opened.is_ok().then(|| peers.counters.hold(|counters| &counters.subscriptions));
     let (result, subscription) = match opened {
         Ok(subscription) => {
             let tail = Offset::new(subscription.tail());
@@ -60,6 +71,7 @@ pub(crate) async fn serve(
 
 struct Subscription<'a> {
     engine: &'a Rc<Engine>,
+    allowance: &'a Allowance,
     stream: StreamId,
     queue: Rc<LiveQueue>,
     /// The next offset to deliver.
@@ -68,11 +80,17 @@ struct Subscription<'a> {
     end: Option<u64>,
     plan: Option<ReadPlan>,
     out: Outgoing,
+    /// Bytes that the consumer has already of the next batch's frame.
+    frame_skip: usize,
+    block_bytes: usize,
+    /// Producers whose names it has told.
+    told: HashSet<ProducerId>,
 }
 
 impl<'a> Subscription<'a> {
     async fn open(
         engine: &'a Rc<Engine>,
+        allowance: &'a Allowance,
         subscribe: &Subscribe,
     ) -> Result<Result<Subscription<'a>, ResponseResult>, SessionEnd> {
         let found = {
@@ -81,10 +99,20 @@ impl<'a> Subscription<'a> {
             stream.map(|stream| (stream.head.get(), stream.tail.get()))
         };
         let Some((head, tail)) = found else { return Ok(Err(error_of(ErrorCode::StreamGone))) };
-        let queue = engine.hub.borrow_mut().follow(subscribe.stream);
-        let end = (!subscribe.follow).then_some(tail);
-        let out = Outgoing::default();
-        let mut subscription = Self { engine, stream: subscribe.stream, queue, next: head, end, plan: None, out };
+        let queue = engine.hub.borrow_mut().follow(subscribe.stream, allowance.budget());
+        let mut subscription = Self {
+            engine,
+            allowance,
+            stream: subscribe.stream,
+            queue,
+            next: head,
+            end: (!subscribe.follow).then_some(tail),
+            plan: None,
+            out: Outgoing::default(),
+            frame_skip: 0,
+            block_bytes: BLOCK_BYTES,
+            told: HashSet::new(),
+        };
         subscription.next = match subscribe.from {
             StartAt::Start => head,
             StartAt::End => tail,
@@ -107,6 +135,7 @@ impl<'a> Subscription<'a> {
             let plan = self.engine.sequencer.borrow().log().index().plan_time(self.stream.get(), from, time_ms);
             let Some(mut plan) = plan else { return Ok(None) };
             while !plan.is_used_up() {
+                let _share = self.allowance.budget().take(self.block_share(1)).await;
                 let (moved, outcomes) = self.read_log(plan, 1).await?;
                 plan = moved;
                 match outcomes.first() {
@@ -130,7 +159,8 @@ impl<'a> Subscription<'a> {
     async fn run(&mut self, send: &mut dyn SendHalf, reader: &mut FrameReader) -> Result<(), SessionEnd> {
         loop {
             if self.end.is_some_and(|end| self.next >= end) {
-                encode_end(Offset::new(self.end.unwrap_or(self.next)), self.out.small());
+                let end = Offset::new(self.end.unwrap_or(self.next));
+                self.out.put_small(|out| encode_end(end, out));
                 self.flush(send).await?;
                 return Ok(());
             }
@@ -160,8 +190,8 @@ impl<'a> Subscription<'a> {
     /// Takes what the live queue has, up to about one block; `false` if there was nothing to deliver.
     fn take_live(&mut self) -> bool {
         let mut has_taken = false;
-        while self.out.bytes < BLOCK_BYTES
-            && let Some(live) = self.queue.pop()
+        while self.out.len() < BLOCK_BYTES
+            && let Some((live, share)) = self.queue.pop()
         {
             if live.batch.next_offset() <= self.next {
                 continue;
@@ -169,6 +199,7 @@ impl<'a> Subscription<'a> {
             assert_eq!(live.batch.base_offset, self.next, "a live queue has no gaps");
             let handed = self.engine.now().monotonic;
             self.engine.counters.end_to_end_seconds.observe_duration(handed.saturating_sub(live.received));
+            self.out.hold(share);
             self.put(live.batch);
             has_taken = true;
         }
@@ -192,13 +223,21 @@ impl<'a> Subscription<'a> {
         };
         let tail = self.tail();
         let before = self.next;
-        let (plan, outcomes) = self.read_log(plan, BLOCK_BYTES).await?;
+        // Before the read, so that all who are behind hold no more than the budget together.
+        let share = self.allowance.budget().take(self.block_share(self.block_bytes)).await;
+        self.out.hold(share);
+        let (plan, outcomes) = self.read_log(plan, self.block_bytes).await?;
         for outcome in outcomes {
             match outcome {
                 ReadOutcome::Batch(batch) => self.put(batch),
+                ReadOutcome::Damaged { .. } if self.frame_skip > 0 => {
+                    let message = "a batch could not be read again of which a part was delivered already";
+                    return Err(SessionEnd::failure(ErrorCode::Damaged, message));
+                }
                 ReadOutcome::Damaged { from, to } => self.tell_damage(from, to),
             }
         }
+        self.out.settle();
         let is_used_up = plan.is_used_up();
         self.plan = (!is_used_up).then_some(plan);
         if is_used_up && is_fresh && self.next == before {
@@ -206,6 +245,11 @@ impl<'a> Subscription<'a> {
             self.tell_damage(before, tail);
         }
         Ok(())
+    }
+
+    /// Memory for a read of so many bytes, which may end with one whole batch.
+    fn block_share(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes + self.engine.limits.frame_bytes_max()).unwrap_or(u32::MAX)
     }
 
     async fn read_log(&self, plan: ReadPlan, bytes_max: usize) -> Result<(ReadPlan, Vec<ReadOutcome>), SessionEnd> {
@@ -225,43 +269,69 @@ impl<'a> Subscription<'a> {
     fn tell_damage(&mut self, from: u64, to: u64) {
         if from < to {
             self.engine.counters.damaged_records.add(to - from);
-            encode_damaged(&Damaged { from: Offset::new(from), to: Offset::new(to) }, self.out.small());
+            let damaged = Damaged { from: Offset::new(from), to: Offset::new(to) };
+            self.out.put_small(|out| encode_damaged(&damaged, out));
             self.next = self.next.max(to);
         }
     }
 
     fn put(&mut self, batch: StoredBatch) {
         let producer = owner_producer(&batch.owner);
-        self.tell_name(producer);
+        let skip = std::mem::take(&mut self.frame_skip);
+        if skip == 0 {
+            self.tell_name(producer);
+        }
         let delivered = batch.next_offset() - self.next.max(batch.base_offset);
-        self.engine.counters.records_delivered.add(delivered);
-        self.next = batch.next_offset();
         let header = DeliverHeader {
             base_offset: Offset::new(batch.base_offset),
             time_ms: batch.wall_ms,
             producer,
             skip: batch.skip,
         };
-        self.out.push(&header, batch.payload);
+        let next = batch.next_offset();
+        self.out.put_batch(&header, batch.payload, skip, self.next, delivered);
+        self.next = next;
     }
 
     fn tell_name(&mut self, producer: ProducerId) {
-        if producer == ProducerId::ANONYMOUS || self.out.told.contains(&producer) {
+        if producer == ProducerId::ANONYMOUS || self.told.contains(&producer) {
             return;
         }
         let sequencer = self.engine.sequencer.borrow();
         if let Some(state) = sequencer.durable().producers.producer(producer) {
-            encode_producer_name(producer, &state.name, self.out.small());
+            self.out.put_small(|out| encode_producer_name(producer, &state.name, out));
         }
-        if self.out.told.len() >= NAMES_TOLD_MAX {
-            self.out.told.clear();
+        if self.told.len() >= NAMES_TOLD_MAX {
+            self.told.clear();
         }
-        self.out.told.insert(producer);
+        self.told.insert(producer);
     }
 
+    /// Writes what was put in. A consumer that takes it too slowly gives most of it back, and what is left of the block
+    /// is read again once it has taken the little that it kept.
     async fn flush(&mut self, send: &mut dyn SendHalf) -> Result<(), SessionEnd> {
-        let mut chunks = self.out.take();
-        write_all(send, &mut chunks).await?;
+        let in_time = tokio::time::timeout(TAKE_TIMEOUT, self.out.write(send, self.allowance)).await;
+        let records_delivered = &self.engine.counters.records_delivered;
+        match in_time {
+            Ok(written) => {
+                records_delivered.add(written?);
+                self.block_bytes = (2 * self.block_bytes).min(BLOCK_BYTES);
+            }
+            Err(_) => {
+                self.engine.counters.reads_given_back.add(1);
+                let (GoOn { offset, skip }, records) = self.out.give_back();
+                records_delivered.add(records);
+                if let Some(offset) = offset {
+                    self.next = offset;
+                    self.frame_skip = skip;
+                    self.plan = None;
+                    self.told.clear();
+                    self.queue.disarm();
+                }
+                self.block_bytes = BLOCK_BYTES_MIN;
+                self.out.write(send, self.allowance).await?;
+            }
+        }
         Ok(())
     }
 }
@@ -269,39 +339,5 @@ impl<'a> Subscription<'a> {
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
         self.engine.hub.borrow_mut().unfollow(self.stream, &self.queue);
-    }
-}
-
-/// What is to be written next: small pieces copied together, large batches as they are.
-#[derive(Debug, Default)]
-struct Outgoing {
-    chunks: Vec<Bytes>,
-    small: BytesMut,
-    bytes: usize,
-    told: HashSet<ProducerId>,
-}
-
-impl Outgoing {
-    fn small(&mut self) -> &mut BytesMut {
-        &mut self.small
-    }
-
-    fn push(&mut self, header: &DeliverHeader, payload: Bytes) {
-        self.bytes += payload.len();
-        self.small.extend_from_slice(&encode_deliver_header(header, payload.len()));
-        if payload.len() < COPY_BYTES_MAX {
-            self.small.extend_from_slice(&payload);
-        } else {
-            self.chunks.push(self.small.split().freeze());
-            self.chunks.push(payload);
-        }
-    }
-
-    fn take(&mut self) -> Vec<Bytes> {
-        if !self.small.is_empty() {
-            self.chunks.push(self.small.split().freeze());
-        }
-        self.bytes = 0;
-        std::mem::take(&mut self.chunks)
     }
 }

@@ -1,15 +1,29 @@
 //! The frames of one QUIC stream, and how it ends.
 
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tidelog_protocol::{
     CloseCode, ErrorCode, Frame, FrameDecoder, FrameKind, ReceiveHalf, SendHalf, TransportError, WireError,
-    encode_json_frame, read, write_all,
+    encode_json_frame, write_all,
 };
+use tokio::time::{Instant, timeout_at};
 
+use crate::budget::Share;
 use crate::engine::Engine;
+use crate::server::allowance::Allowance;
 
-/// One read takes at most this many bytes from the transport.
-pub(crate) const READ_BYTES: usize = 256 * 1_024;
+/// One read takes at most this many bytes from the transport, unless a longer frame is due.
+const READ_BYTES: usize = 16 * 1_024;
+/// Frames up to this many bytes are part of what their QUIC stream counts for.
+const SMALL_FRAME_BYTES: usize = 4 * 1_024;
+/// A frame that was given memory and is not finished after this long is given up if somebody waits for memory.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// And looked at again after this long if nobody does.
+const FRAME_TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
+
 /// Why a QUIC stream or a connection ends early.
 #[derive(Debug)]
 pub(crate) enum SessionEnd {
@@ -38,14 +52,27 @@ impl From<tidelog_protocol::FrameError> for SessionEnd {
 }
 
 /// The frames of one QUIC stream.
+///
+/// A length is read, checked, and paid for from the common budget before what it announces is read.
 pub(crate) struct FrameReader {
     receive: Box<dyn ReceiveHalf>,
     decoder: FrameDecoder,
+    /// Of the connection.
+    allowance: Rc<Allowance>,
+    paid: Option<Paid>,
+}
+
+/// Memory for the frame that is being read, or that whoever asked for it is still busy with.
+struct Paid {
+    share: Share,
+    /// By then it is finished, or it may be given up.
+    deadline: Instant,
 }
 
 impl FrameReader {
-    pub(crate) fn new(receive: Box<dyn ReceiveHalf>, engine: &Engine) -> Self {
-        Self { receive, decoder: FrameDecoder::new(engine.limits.clone()) }
+    pub(crate) fn new(receive: Box<dyn ReceiveHalf>, engine: &Engine, allowance: &Rc<Allowance>) -> Self {
+        let decoder = FrameDecoder::new(engine.limits.clone());
+        Self { receive, decoder, allowance: Rc::clone(allowance), paid: None }
     }
 
     /// The next frame, or `None` when the peer has finished. Cancel safe.
@@ -54,12 +81,72 @@ impl FrameReader {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            match read(self.receive.as_mut(), READ_BYTES).await? {
-                Some(chunk) => self.decoder.push(&chunk),
+            self.pay().await;
+            let due = self.decoder.frame_len().saturating_sub(self.decoder.buffered());
+            match self.read(READ_BYTES.max(due)).await? {
+                Some(chunk) => {
+                    self.decoder.push(&chunk);
+                    self.allowance.received(chunk.len());
+                }
                 None if self.decoder.buffered() == 0 => return Ok(None),
                 None => return Err(SessionEnd::failure(ErrorCode::Malformed, "the QUIC stream ends inside a frame")),
             }
         }
+    }
+
+    /// Takes memory for the frame whose header is there. Meanwhile nothing is read, so flow control stops the sender.
+    async fn pay(&mut self) {
+        let len = self.decoder.frame_len();
+        if len <= SMALL_FRAME_BYTES {
+            return;
+        }
+        // A frame is far below 4 GiB, since its length was checked.
+        let len = len as u32;
+        if self.paid.as_ref().is_none_or(|paid| paid.share.bytes() < len) {
+            // Not on top of what the one before needed: two that hold a part and wait for the rest would wait for ever.
+            self.paid = None;
+            let share = self.allowance.budget().take(len).await;
+            self.paid = Some(Paid { share, deadline: Instant::now() + FRAME_TIMEOUT });
+        }
+    }
+
+    /// Reads, and gives back what the frames before needed as soon as it has to wait.
+    async fn read(&mut self, bytes_max: usize) -> Result<Option<Bytes>, SessionEnd> {
+        loop {
+            let Self { receive, decoder, paid, .. } = self;
+            let deadline = paid.as_ref().filter(|_| decoder.buffered() > 0).map(|paid| paid.deadline);
+            let reading = poll_fn(|cx| {
+                let read = receive.poll_read(cx, bytes_max);
+                if read.is_pending() && decoder.buffered() == 0 {
+                    decoder.release();
+                    *paid = None;
+                }
+                read
+            });
+            let read = match deadline {
+                Some(deadline) => match timeout_at(deadline, reading).await {
+                    Ok(read) => read,
+                    Err(_) => {
+                        self.judge_slowness()?;
+                        continue;
+                    }
+                },
+                None => reading.await,
+            };
+            return Ok(read?);
+        }
+    }
+
+    /// A frame that takes long is in nobody's way as long as nobody waits for memory.
+    fn judge_slowness(&mut self) -> Result<(), SessionEnd> {
+        let Some(paid) = &mut self.paid else { return Ok(()) };
+        if self.allowance.budget().is_short() {
+            self.allowance.peers().counters.frames_given_up.add(1);
+            let message = format!("a frame was not finished within {FRAME_TIMEOUT:?} while others waited for memory");
+            return Err(SessionEnd::failure(ErrorCode::TimedOut, message));
+        }
+        paid.deadline = Instant::now() + FRAME_TIMEOUT_AGAIN;
+        Ok(())
     }
 
     /// Waits until the peer gives the QUIC stream up; whatever it sends until then is a violation.

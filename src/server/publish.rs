@@ -5,18 +5,25 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 use tidelog_protocol::{
-    AttemptId, Epoch, ErrorCode, FrameKind, ProducerId, ResponseFrame, ResponseResult, SendHalf, write_all,
+    AttemptId, Epoch, ErrorCode, FrameKind, ProducerId, ResponseFrame, ResponseResult, SendHalf, WireError, write_all,
 };
 use tokio::sync::oneshot;
 
+use crate::budget::Share;
+use crate::counters::Held;
 use crate::engine::Engine;
 use crate::outbox::Outbox;
 use crate::sequencer::{Ordered, SessionKey, Step, error_of};
+use crate::server::allowance::Allowance;
 use crate::server::frames::{FrameReader, SessionEnd, write_json};
 use crate::state::Grant;
 
 /// Batches of one session that may wait for their answers; beyond that the session is not read.
 const UNANSWERED_MAX: u64 = 16_384;
+/// So many without taking memory for them.
+const UNANSWERED_FREE: u64 = 256;
+/// What an answer and the entry that waits for it take.
+const ANSWER_BYTES: u32 = 64;
 
 /// The request that opens the session.
 #[derive(Debug)]
@@ -33,8 +40,17 @@ pub(crate) async fn serve(
     engine: &Rc<Engine>,
     send: &mut dyn SendHalf,
     reader: &mut FrameReader,
+    allowance: &Allowance,
     attach: Attach,
 ) -> Result<(), SessionEnd> {
+    let peers = allowance.peers();
+    if peers.counters.sessions.get() >= peers.limits.sessions_max {
+        let message =
+            format!("there are {} publishing sessions, as many as the limit allows", peers.limits.sessions_max);
+        let result = ResponseResult::Error(WireError::new(ErrorCode::Busy, message));
+        write_json(send, FrameKind::Response, &ResponseFrame { id: attach.id, result }).await?;
+        return Ok(());
+    }
     let (to, answer) = oneshot::channel();
     let grant = engine.sequencer.borrow_mut().attach(attach.producer, attach.epoch, attach.attempt, to);
     engine.touched();
@@ -47,7 +63,7 @@ pub(crate) async fn serve(
     }
     // The session before ends only now that what this one rests on is durable: what it is told must stay true.
     let outbox = Rc::new(Outbox::new(attach.accepted));
-    let session = Session::open(engine, grant, &outbox);
+    let session = Session::open(engine, allowance, grant, &outbox);
     let reading = Cell::new(true);
     let incoming = async {
         let end = session.read_batches(reader).await;
@@ -79,19 +95,28 @@ async fn outbox_failed(outbox: &Outbox) {
 
 struct Session<'a> {
     engine: &'a Rc<Engine>,
+    allowance: &'a Allowance,
     outbox: &'a Rc<Outbox>,
     grant: Grant,
     key: SessionKey,
     received: Cell<u64>,
+    _counted: Held,
 }
 
 impl<'a> Session<'a> {
-    fn open(engine: &'a Rc<Engine>, grant: Grant, outbox: &'a Rc<Outbox>) -> Self {
-        let key = engine.hub.borrow_mut().open_session(&grant, outbox);
-        Self { engine, outbox, grant, key, received: Cell::new(0) }
+    fn open(engine: &'a Rc<Engine>, allowance: &'a Allowance, grant: Grant, outbox: &'a Rc<Outbox>) -> Self {
+        let mut hub = engine.hub.borrow_mut();
+        let key = hub.open_session(&grant, outbox);
+        if hub.note_attached(&grant) {
+            engine.counters.reconnects.add(1);
+        }
+        drop(hub);
+        let counted = engine.counters.hold(|counters| &counters.sessions);
+        Self { engine, allowance, outbox, grant, key, received: Cell::new(0), _counted: counted }
     }
 
     async fn read_batches(&self, reader: &mut FrameReader) -> Result<(), SessionEnd> {
+        let mut share = None;
         while let Some(frame) = reader.next().await? {
             if frame.kind != FrameKind::Publish {
                 let message = format!("a frame {:?} has no place in a publishing session", frame.kind);
@@ -100,11 +125,25 @@ impl<'a> Session<'a> {
             self.received.set(self.received.get() + 1);
             let step = self.engine.publish(self.key, &self.grant, &frame.body).await;
             self.outbox.ordered(self.received.get(), step == Step::Decided(Ordered::Refused));
-            while self.unanswered() >= UNANSWERED_MAX {
+            while self.unanswered() >= self.unanswered_max(&mut share) {
                 self.outbox.answered.notified().await;
             }
         }
         Ok(())
+    }
+
+    /// How many batches may wait for their answers: many if there is memory to spare, which goes back when none waits.
+    fn unanswered_max(&self, share: &mut Option<Share>) -> u64 {
+        match self.unanswered() {
+            0 => *share = None,
+            1..UNANSWERED_FREE => {}
+            _ if share.is_none() => {
+                let bytes = UNANSWERED_MAX as u32 * ANSWER_BYTES;
+                *share = self.allowance.budget().try_take_spare(bytes);
+            }
+            _ => {}
+        }
+        if share.is_some() { UNANSWERED_MAX } else { UNANSWERED_FREE }
     }
 
     fn unanswered(&self) -> u64 {

@@ -1,13 +1,13 @@
 //! QUIC as the broker speaks it: the one file of the broker that knows quinn.
 //!
-//! A stranger gets little: until [`QuicConnection::admit`] a connection has one QUIC stream and a
-//! small receive window, so that what it can make the broker keep is bounded before anybody knows
-//! who it is. Early data is never accepted, datagrams and one-way QUIC streams are off.
+//! A stranger gets little: until [`QuicConnection::admit`] a connection has one QUIC stream. The two windows are small and
+//! stay so until the session finds that they are made use of. When many strangers come at once, each has to show first that
+//! its address is its own, and above a limit they are refused with their first packet, before they cost a handshake. Early data is never accepted, datagrams and one-way QUIC streams are off.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,12 +18,11 @@ use quinn_proto::HashedConnectionIdGenerator;
 use tidelog_protocol::{ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError};
 
 use crate::config::CheckedConfig;
+use crate::counters::{Counters, HandshakeFailure};
+use crate::server::peers::{Peers, Stranger, WINDOW_BYTES};
 
 /// Asked for the socket's two buffers: a burst of 4 MiB waits in the kernel instead of being lost.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
-/// Unread bytes a connection may have sent before it is admitted: the hello and a little more. A
-/// thousand strangers thus hold 64 MiB at the most.
-const STRANGER_WINDOW_BYTES: u32 = 64 << 10;
 /// QUIC streams before a connection is admitted: the one for the hello.
 const STRANGER_QUIC_STREAMS: u32 = 1;
 /// Handshakes begun and not yet taken by [`Listener::accept`].
@@ -119,16 +118,10 @@ fn enlarge_buffers(socket: &socket2::Socket) {
 pub struct Listener {
     endpoint: Endpoint,
     local_addr: SocketAddr,
-    connections_max: usize,
+    peers: Arc<Peers>,
     handshake_timeout: Duration,
-    admission: Admission,
-}
-
-/// What a connection gets once it is admitted.
-#[derive(Debug, Clone, Copy)]
-struct Admission {
+    /// What a connection gets once it is admitted.
     quic_streams_max: VarInt,
-    receive_window: VarInt,
 }
 
 impl Listener {
@@ -158,13 +151,15 @@ impl Listener {
         Ok(Listener {
             endpoint,
             local_addr,
-            connections_max: config.connections_max,
+            peers: Peers::new(config, &Arc::new(Counters::new())),
             handshake_timeout: config.handshake_timeout,
-            admission: Admission {
-                quic_streams_max: VarInt::from_u32(config.quic_streams_per_connection_max),
-                receive_window: VarInt::from_u32(config.connection_receive_window_bytes),
-            },
+            quic_streams_max: VarInt::from_u32(config.quic_streams_per_connection_max),
         })
+    }
+
+    /// Counts connections among those of a whole broker; without it, this listener has limits of its own.
+    pub(crate) fn with_peers(self, peers: Arc<Peers>) -> Listener {
+        Listener { peers, ..self }
     }
 
     /// The address really listened on, with the port that was chosen for port 0.
@@ -172,18 +167,34 @@ impl Listener {
         self.local_addr
     }
 
-    /// The next client; `None` once the listener is closed. A client above the configured number of
-    /// connections is refused here and not returned.
+    /// The next client; `None` once the listener is closed. A client above a limit is refused here and not returned.
     ///
     /// Cancel safe: a client that was not returned is returned by the next call.
     pub async fn accept(&self) -> Option<Incoming> {
         loop {
             let incoming = self.endpoint.accept().await?;
-            if self.endpoint.open_connections() >= self.connections_max {
-                incoming.refuse();
+            if self.peers.is_crowded() && !incoming.remote_address_validated() && incoming.may_retry() {
+                // Costs a packet and no memory. It fails only if it may not be done.
+                let _ = incoming.retry();
                 continue;
             }
-            return Some(Incoming { incoming, handshake_timeout: self.handshake_timeout, admission: self.admission });
+            match self.peers.meet() {
+                Ok(stranger) => {
+                    return Some(Incoming {
+                        incoming,
+                        stranger,
+                        peers: Arc::clone(&self.peers),
+                        handshake_timeout: self.handshake_timeout,
+                        quic_streams_max: self.quic_streams_max,
+                    });
+                }
+                Err(refusal) => {
+                    tracing::debug!(refusal = ?refusal, "a connection is refused");
+                    incoming.refuse();
+                    // A storm of them must not keep the others from their turn.
+                    tokio::task::yield_now().await;
+                }
+            }
         }
     }
 
@@ -219,9 +230,9 @@ fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(STRANGER_QUIC_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(config.quic_stream_receive_window_bytes))
-        .send_window(u64::from(config.send_window_bytes))
+        .send_window(u64::from(WINDOW_BYTES))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
         .datagram_receive_buffer_size(None);
     transport
@@ -231,8 +242,10 @@ fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
 #[derive(Debug)]
 pub struct Incoming {
     incoming: quinn::Incoming,
+    stranger: Stranger,
+    peers: Arc<Peers>,
     handshake_timeout: Duration,
-    admission: Admission,
+    quic_streams_max: VarInt,
 }
 
 impl Incoming {
@@ -248,13 +261,28 @@ impl Incoming {
     /// [`TransportError::ForeignProtocol`] for a client that does not speak tidelog's protocol,
     /// [`TransportError::Lost`] for one that was too slow or broke off.
     pub async fn handshake(self) -> Result<Arc<QuicConnection>, TransportError> {
+        let peers = Arc::clone(&self.peers);
+        let timeout = self.handshake_timeout;
+        match tokio::time::timeout(timeout, self.shake_hands()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => {
+                let failure = match error {
+                    TransportError::ForeignProtocol(_) => HandshakeFailure::ForeignProtocol,
+                    _ => HandshakeFailure::BrokenOff,
+                };
+                peers.counters.handshakes_failed.add(failure, 1);
+                Err(error)
+            }
+            Err(_) => {
+                peers.counters.handshakes_failed.add(HandshakeFailure::TimedOut, 1);
+                Err(TransportError::Lost(format!("the handshake was not finished within {timeout:?}")))
+            }
+        }
+    }
+
+    async fn shake_hands(self) -> Result<Arc<QuicConnection>, TransportError> {
         let connecting = self.incoming.accept().map_err(connection_error)?;
-        let connection = tokio::time::timeout(self.handshake_timeout, connecting)
-            .await
-            .map_err(|_| {
-                TransportError::Lost(format!("the handshake was not finished within {:?}", self.handshake_timeout))
-            })?
-            .map_err(connection_error)?;
+        let connection = connecting.await.map_err(connection_error)?;
         // TLS has refused every other protocol already; this is for the day it does not.
         let protocol = connection
             .handshake_data()
@@ -264,7 +292,8 @@ impl Incoming {
             connection.close(close_code(CloseCode::ProtocolError), b"unknown protocol");
             return Err(TransportError::ForeignProtocol("the client did not ask for tidelog's protocol".to_owned()));
         }
-        Ok(Arc::new(QuicConnection { connection, admission: self.admission }))
+        let stranger = Mutex::new(self.stranger);
+        Ok(Arc::new(QuicConnection { connection, stranger, quic_streams_max: self.quic_streams_max }))
     }
 }
 
@@ -272,15 +301,16 @@ impl Incoming {
 #[derive(Debug)]
 pub struct QuicConnection {
     connection: quinn::Connection,
-    admission: Admission,
+    /// Its share of the memory, and its place among the strangers until it is admitted.
+    stranger: Mutex<Stranger>,
+    quic_streams_max: VarInt,
 }
 
 impl QuicConnection {
-    /// Gives the connection its full number of QUIC streams and its full receive window. To be
-    /// called once the hello was accepted.
+    /// Gives the connection its full number of QUIC streams. To be called once the hello was accepted.
     pub fn admit(&self) {
-        self.connection.set_max_concurrent_bi_streams(self.admission.quic_streams_max);
-        self.connection.set_receive_window(self.admission.receive_window);
+        self.connection.set_max_concurrent_bi_streams(self.quic_streams_max);
+        self.stranger.lock().unwrap_or_else(PoisonError::into_inner).admit();
     }
 }
 
@@ -309,6 +339,14 @@ impl Connection for QuicConnection {
 
     fn remote(&self) -> String {
         self.connection.remote_address().to_string()
+    }
+
+    fn set_receive_window(&self, bytes: u32) {
+        self.connection.set_receive_window(VarInt::from_u32(bytes));
+    }
+
+    fn set_send_window(&self, bytes: u32) {
+        self.connection.set_send_window(u64::from(bytes));
     }
 }
 

@@ -7,6 +7,7 @@ use tidelog_protocol::{read, write_all};
 
 use super::*;
 use crate::config::BrokerConfig;
+use crate::counters::ConnectionRefusal;
 use crate::server::tls::Identity;
 
 const ANY_PORT: &str = "127.0.0.1:0";
@@ -160,7 +161,8 @@ async fn a_stranger_can_leave_no_more_unread_than_the_small_window() {
 #[tokio::test]
 async fn a_client_above_the_limit_is_refused_and_the_others_stay() {
     let identity = Identity::load_or_make(None).unwrap();
-    let listener = listener(&identity, |config| config.connections_max = 1);
+    // Nobody says hello here, so all are strangers.
+    let listener = listener(&identity, |config| config.handshakes_max = 1);
     let (client_one, broker) = connect(&listener, &[ALPN], &identity).await;
     let (client_one, _broker) = (client_one.unwrap(), broker.unwrap());
     let endpoint = client(identity.certificate().unwrap(), &[ALPN]);
@@ -170,7 +172,33 @@ async fn a_client_above_the_limit_is_refused_and_the_others_stay() {
         _ = listener.accept() => panic!("a client above the limit was let in"),
     };
     assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
+    let counters = &listener.peers.counters;
+    assert_eq!(counters.connections_refused.get(ConnectionRefusal::Handshakes), 1);
     assert!(client_one.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn when_many_shake_hands_a_stranger_shows_its_address_first_and_is_served_all_the_same() {
+    let identity = Identity::load_or_make(None).unwrap();
+    let listener = listener(&identity, |config| config.handshakes_max = 8);
+    let mut strangers = Vec::new();
+    for turn in 0..4 {
+        let endpoint = client(identity.certificate().unwrap(), &[ALPN]);
+        let connecting = endpoint.connect(listener.local_addr(), "localhost").unwrap();
+        let serving = async {
+            let incoming = listener.accept().await.unwrap();
+            // From a quarter of the limit on.
+            assert_eq!(incoming.incoming.remote_address_validated(), turn >= 2, "stranger {turn}");
+            incoming.handshake().await.unwrap()
+        };
+        let (client, broker) = tokio::join!(connecting, serving);
+        strangers.push((client.unwrap(), broker, endpoint));
+    }
+    assert_eq!(listener.peers.counters.handshakes_in_progress.get(), 4);
+    strangers.iter().for_each(|(_, broker, _)| broker.admit());
+    assert_eq!(listener.peers.counters.handshakes_in_progress.get(), 0);
+    drop(strangers);
+    assert_eq!(listener.peers.counters.memory_used_bytes.get(), 0, "a connection's share goes with it");
 }
 
 #[tokio::test]
@@ -191,6 +219,9 @@ async fn a_handshake_that_stalls_is_given_up() {
     let handshake = listener.accept().await.unwrap().handshake();
     let error = tokio::time::timeout(Duration::from_secs(5), handshake).await.expect("given up in time").unwrap_err();
     assert!(matches!(&error, TransportError::Lost(reason) if reason.contains("50ms")), "{error}");
+    let counters = &listener.peers.counters;
+    assert_eq!(counters.handshakes_failed.get(HandshakeFailure::TimedOut), 1);
+    assert_eq!((counters.handshakes_in_progress.get(), counters.memory_used_bytes.get()), (0, 0));
 }
 
 #[test]
