@@ -179,6 +179,8 @@ pub(crate) struct Driver {
     /// A lone batch has just been answered: its producer's next one is worth watching for.
     watches_next: bool,
     is_preparing: bool,
+    /// Files could not be made: the reserve is to be made whole when they can be again.
+    is_short_of_space: bool,
     /// Watching takes a core that somebody else may need if there is only one, and finds nothing if the log is kept by
     /// this very thread.
     has_cores: bool,
@@ -212,6 +214,7 @@ impl Driver {
             in_commit: None,
             watches_next: false,
             is_preparing: false,
+            is_short_of_space: false,
             has_cores,
         }
     }
@@ -353,19 +356,40 @@ impl Driver {
                     sequencer.set_supply(Supply::Coming);
                 });
                 engine.room.notify_waiters();
+                if std::mem::take(&mut self.is_short_of_space) {
+                    self.housekeeping.run(Job::FillReserve);
+                }
+            }
+            Ok(JobOutcome::Reserve(reserve)) => {
+                if let Some(reserve) = reserve {
+                    engine.sequencer.borrow_mut().log_mut().put_reserve(reserve);
+                    engine.room.notify_waiters();
+                }
             }
             Ok(JobOutcome::FooterWritten { segment }) => {
                 engine.sequencer.borrow_mut().log_mut().index_mut().footer_written(segment);
             }
             Ok(JobOutcome::Done) => {}
             Err(error) if is_spare => {
-                tracing::warn!(
-                    "the next segment file can't be prepared: {error}; publishes are refused once the active one is \
-                     full, and taken again as soon as there is space"
-                );
+                if !std::mem::replace(&mut self.is_short_of_space, true) {
+                    tracing::warn!(
+                        "the next segment file can't be prepared: {error}; publishes are refused once the active one is \
+                         full, and taken again as soon as there is space; producers are opened and streams removed \
+                         from the reserve meanwhile"
+                    );
+                }
                 engine.sequencer.borrow_mut().set_supply(Supply::Failed);
+                let has_reserve = engine.sequencer.borrow().log().has_reserve();
+                if !has_reserve {
+                    self.housekeeping.run(Job::TakeReserve);
+                }
                 engine.room.notify_waiters();
                 self.retry_supply(job);
+            }
+            Err(error) if matches!(job, Job::FillReserve) => {
+                if !std::mem::replace(&mut self.is_short_of_space, true) {
+                    tracing::warn!("the reserve for a full disk can't be made whole: {error}; it is tried again");
+                }
             }
             // Derived files and leftovers: the next start tries again.
             Err(error) => tracing::warn!("{job:?} failed and is left to the next start: {error}"),
@@ -378,6 +402,8 @@ impl Driver {
         let jobs = self.housekeeping.jobs();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(SUPPLY_RETRY).await;
+            // The reserve first: it is small, and what helps most.
+            jobs.send(Job::FillReserve);
             jobs.send(Job::PrepareSpare { len });
         });
     }

@@ -7,9 +7,10 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::entry::{self, EntryHeader, EntryKind, entry_len};
+use crate::group::{Chunk, Group, OpensSegment};
 use crate::housekeeping::Spare;
 use crate::index::Index;
 use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader};
@@ -77,6 +78,19 @@ pub struct Appended {
     pub end: u64,
 }
 
+/// What an entry may take its room from while the disk is full.
+///
+/// The reserve is small, and what a start needs of it is never given away; so it goes in the order of what helps most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// From segments prepared ahead, never from the reserve: what grows without bound.
+    Ordinary,
+    /// From the first half of a segment of the reserve as well: what keeps others going.
+    HalfReserve,
+    /// From all of it: what will make room again.
+    Reserve,
+}
+
 /// Why an entry was not appended; the log is as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
@@ -91,74 +105,6 @@ pub enum AppendError {
         /// The most that fit.
         bytes_max: u64,
     },
-}
-
-/// Consecutive entries of a group in one buffer.
-#[derive(Debug, Clone)]
-pub(crate) struct Chunk {
-    pub(crate) position: u64,
-    pub(crate) bytes: Bytes,
-}
-
-/// The segment that a group begins.
-#[derive(Debug)]
-pub(crate) struct OpensSegment {
-    pub(crate) header: SegmentHeader,
-    pub(crate) spare: Spare,
-}
-
-/// A closed group: what one fdatasync makes durable.
-#[derive(Debug)]
-pub struct Group {
-    pub(crate) opens: Option<OpensSegment>,
-    pub(crate) chunks: Vec<Chunk>,
-    pub(crate) watermark: Bytes,
-    /// Position behind its last entry, where the watermark goes.
-    pub(crate) end: u64,
-}
-
-impl Group {
-    /// Position behind the group's last entry: the durable position once it is committed.
-    #[must_use]
-    pub const fn end(&self) -> u64 {
-        self.end
-    }
-
-    /// Bytes to write, the watermark aside.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.bytes.len()).sum()
-    }
-
-    /// Whether there is nothing to write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    /// The buffers of the group, shared: for [`GroupBytes::slice`] after the group has gone to the writer.
-    #[must_use]
-    pub fn share(&self) -> GroupBytes {
-        GroupBytes { chunks: self.chunks.clone() }
-    }
-}
-
-/// The bytes of a group, kept for consumers that are caught up, so that nothing is read back for them.
-#[derive(Debug, Clone)]
-pub struct GroupBytes {
-    chunks: Vec<Chunk>,
-}
-
-impl GroupBytes {
-    /// The `len` bytes at a log position, uncopied; `None` if the group does not hold them.
-    #[must_use]
-    pub fn slice(&self, position: u64, len: usize) -> Option<Bytes> {
-        let after = self.chunks.partition_point(|chunk| chunk.position <= position);
-        let chunk = self.chunks.get(after.checked_sub(1)?)?;
-        let start = (position - chunk.position) as usize;
-        let end = start.checked_add(len)?;
-        (end <= chunk.bytes.len()).then(|| chunk.bytes.slice(start..end))
-    }
 }
 
 /// Whether a spare has room for one group of `bytes` and the watermark behind it.
@@ -185,6 +131,10 @@ pub struct Appender {
     spares: Vec<Spare>,
     /// The log bytes of the largest group that no spare could hold.
     wanted_bytes: u64,
+    /// A file of the reserve, at hand while the disk is full.
+    reserve: Option<Spare>,
+    /// The active segment is of the reserve: it is for what may be written on a full disk.
+    is_on_reserve: bool,
 
     /// Where the next entry goes.
     position: u64,
@@ -213,6 +163,8 @@ pub(crate) struct AppenderStart {
     pub(crate) sabotages: Sabotages,
     pub(crate) index: Index,
     pub(crate) time: ReplayTime,
+    /// The disk was full, and the segment is of the reserve.
+    pub(crate) is_on_reserve: bool,
 }
 
 impl Appender {
@@ -231,6 +183,8 @@ impl Appender {
             active_file_len: header.file_len,
             spares: Vec::new(),
             wanted_bytes: 0,
+            reserve: None,
+            is_on_reserve: start.is_on_reserve,
             position: start.position,
             group_start: start.group_start,
             opens: None,
@@ -291,43 +245,108 @@ impl Appender {
         self.spares.sort_by_key(Spare::len);
     }
 
+    /// Takes a file of the reserve, for what may still be written while no spare can be prepared.
+    pub fn put_reserve(&mut self, reserve: Spare) {
+        self.reserve = Some(reserve);
+    }
+
+    /// Whether a file of the reserve is at hand.
+    #[must_use]
+    pub const fn has_reserve(&self) -> bool {
+        self.reserve.is_some()
+    }
+
+    /// Whether the active segment is of the reserve, because the disk was full when it was opened. Then nothing
+    /// [`Room::Ordinary`] goes into it.
+    #[must_use]
+    pub const fn is_on_reserve(&self) -> bool {
+        self.is_on_reserve
+    }
+
     fn spare_len_min(&self) -> u64 {
         ENTRIES_AT + u64::from(self.payload_bytes_max) + 64 * 1_024 + WATERMARK_LEN
+    }
+
+    /// Makes [`Room::Ordinary`] for one entry or atomic group of `bytes` in the log and says where it will begin.
+    ///
+    /// # Errors
+    /// As [`Self::prepare_in`].
+    pub fn prepare(&mut self, bytes: u64) -> Result<u64, AppendError> {
+        self.prepare_in(Room::Ordinary, bytes)
     }
 
     /// Makes room for one entry or atomic group of `bytes` in the log and says where it will begin.
     ///
     /// # Errors
-    /// If the active segment is full and no other is ready, or if no segment could hold it.
-    pub fn prepare(&mut self, bytes: u64) -> Result<u64, AppendError> {
-        if self.position + bytes + WATERMARK_LEN > self.limit {
+    /// If the active segment has no such room and no other is ready, or if no segment could hold it.
+    pub fn prepare_in(&mut self, room: Room, bytes: u64) -> Result<u64, AppendError> {
+        if self.position + bytes + WATERMARK_LEN > self.limit_of(room) {
             let bytes_max = self.segment_bytes.max(self.spare_len_min()) - ENTRIES_AT - WATERMARK_LEN;
             if bytes > bytes_max {
                 return Err(AppendError::TooLarge { bytes, bytes_max });
             }
-            let Some(fitting) = self.spares.iter().position(|spare| holds(spare, bytes)) else {
+            if let Some(fitting) = self.spares.iter().position(|spare| holds(spare, bytes)) {
+                let spare = self.spares.remove(fitting);
+                self.wanted_bytes = 0;
+                self.roll(spare, false);
+            } else if let Some(reserve) = self.take_reserve(bytes, room) {
+                self.roll(reserve, true);
+            } else {
                 self.wanted_bytes = self.wanted_bytes.max(bytes);
                 return Err(AppendError::NoSegmentReady);
-            };
-            let spare = self.spares.remove(fitting);
-            self.wanted_bytes = 0;
-            self.roll(spare);
+            }
         }
         Ok(self.position)
+    }
+
+    /// Where the active segment ends for this kind of entry.
+    fn limit_of(&self, room: Room) -> u64 {
+        match room {
+            Room::Ordinary if self.is_on_reserve => self.active.base,
+            Room::HalfReserve if self.is_on_reserve => self.active.base + (self.limit - self.active.base) / 2,
+            _ => self.limit,
+        }
+    }
+
+    /// The file of the reserve, if this kind of entry may begin it.
+    fn take_reserve(&mut self, bytes: u64, room: Room) -> Option<Spare> {
+        let (may_begin, needed) = match room {
+            Room::Ordinary => (false, bytes),
+            // The second half of the one before is not for it, and is to be used up first.
+            Room::HalfReserve => (!self.is_on_reserve, 2 * bytes + WATERMARK_LEN),
+            Room::Reserve => (true, bytes),
+        };
+        self.reserve.take_if(|reserve| may_begin && holds(reserve, needed))
+    }
+
+    /// Appends one atomic group into [`Room::Ordinary`]; see [`Self::append_in`].
+    ///
+    /// # Errors
+    /// As [`Self::prepare`]; the log is as it was then.
+    ///
+    /// # Panics
+    /// As [`Self::append_in`].
+    pub fn append(&mut self, entries: &[NewEntry<'_>], time: ReplayTime) -> Result<Appended, AppendError> {
+        self.append_in(Room::Ordinary, entries, time)
     }
 
     /// Appends one atomic group: after any crash it is there whole or not at all. Times that lie before those of the
     /// entry before become the same as those.
     ///
     /// # Errors
-    /// As [`Self::prepare`]; the log is as it was then.
+    /// As [`Self::prepare_in`]; the log is as it was then.
     ///
     /// # Panics
     /// If `entries` is empty, or an entry breaks the format's limits: the caller has checked them.
-    pub fn append(&mut self, entries: &[NewEntry<'_>], time: ReplayTime) -> Result<Appended, AppendError> {
+    pub fn append_in(
+        &mut self,
+        room: Room,
+        entries: &[NewEntry<'_>],
+        time: ReplayTime,
+    ) -> Result<Appended, AppendError> {
         assert!(!entries.is_empty(), "an atomic group has at least one entry");
         let bytes: u64 = entries.iter().map(NewEntry::len).sum();
-        let position = self.prepare(bytes)?;
+        let position = self.prepare_in(room, bytes)?;
         // Whatever clock the caller has: readers and retention rely on times that never fall.
         let time =
             ReplayTime { wall_ms: time.wall_ms.max(self.time.wall_ms), log_ms: time.log_ms.max(self.time.log_ms) };
@@ -444,7 +463,8 @@ impl Appender {
 
     /// Goes on in a new segment. Its base is the end of this one, watermark included: the writer syncs all of that
     /// before it writes the new header, so the base is proven durable.
-    fn roll(&mut self, spare: Spare) {
+    fn roll(&mut self, spare: Spare, is_reserve: bool) {
+        let was_on_reserve = std::mem::replace(&mut self.is_on_reserve, is_reserve);
         if self.has_content {
             self.close_group();
         }
@@ -454,7 +474,10 @@ impl Appender {
             self.limit = opens.header.base + spare.len() - ENTRIES_AT;
             self.active_file_len = spare.len();
             let unused = std::mem::replace(&mut opens.spare, spare);
-            self.put_spare(unused);
+            match was_on_reserve {
+                true => self.put_reserve(unused),
+                false => self.put_spare(unused),
+            }
             return;
         }
         let number = self.active.number + 1;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::Entropy;
 use crate::footer;
 use crate::index::SegmentIndex;
-use crate::medium::{Medium, MediumFile};
+use crate::medium::{FileStat, Medium, MediumFile};
 use crate::segment::segment_name;
 
 /// The prefix of files that are prepared ahead.
@@ -60,6 +60,8 @@ pub enum Job {
     },
     /// Make the reserve whole again.
     FillReserve,
+    /// Give out a file of the reserve, if one stays behind that will do for a start.
+    TakeReserve,
     /// Remove a spare that a crash left behind.
     RemoveLeftover {
         /// Its file name.
@@ -72,6 +74,8 @@ pub enum Job {
 pub enum JobOutcome {
     /// A spare is ready.
     Spare(Spare),
+    /// A file of the reserve; `None` if there is none to give.
+    Reserve(Option<Spare>),
     /// The footer of this segment is on disk and was read back.
     FooterWritten {
         /// The segment's number.
@@ -113,6 +117,7 @@ impl Housekeeping {
                 Ok(JobOutcome::Done)
             }
             Job::FillReserve => fill_reserve(self.medium.as_ref()).map(|()| JobOutcome::Done),
+            Job::TakeReserve => self.take_reserve().map(JobOutcome::Reserve),
             Job::RemoveLeftover { name } => match self.medium.remove(name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(JobOutcome::Done),
@@ -121,15 +126,41 @@ impl Housekeeping {
     }
 
     fn prepare_spare(&mut self, len: u64) -> io::Result<Spare> {
-        let name = format!("{SPARE_PREFIX}{:016x}", self.entropy.next_u64()?);
+        let name = self.spare_name()?;
         let file = zeroed_file(self.medium.as_ref(), &name, len)?;
         Ok(Spare { name, file, len })
+    }
+
+    fn spare_name(&mut self) -> io::Result<String> {
+        Ok(format!("{SPARE_PREFIX}{:016x}", self.entropy.next_u64()?))
+    }
+
+    /// Takes the smaller file: the larger one serves a start better. It is renamed, so that it is given out once; if that
+    /// is lost in a power cut, it is of the reserve again.
+    fn take_reserve(&mut self) -> io::Result<Option<Spare>> {
+        let mut usable = usable_reserve(self.medium.as_ref())?;
+        usable.sort_by_key(|file| file.len);
+        let [smallest, _, ..] = usable.as_slice() else { return Ok(None) };
+        let name = self.spare_name()?;
+        self.medium.rename(&smallest.name, &name)?;
+        let file = self.medium.open(&name)?;
+        Ok(Some(Spare { name, file, len: smallest.len }))
     }
 }
 
 /// The file names of the reserve.
 pub(crate) fn reserve_names() -> impl Iterator<Item = String> {
     (0..RESERVE_COUNT).map(|index| format!("{RESERVE_PREFIX}{index}"))
+}
+
+/// The files of the reserve that will do for a segment.
+pub(crate) fn usable_reserve(medium: &dyn Medium) -> io::Result<Vec<FileStat>> {
+    let mut files = medium.list()?;
+    files.retain(|file| file.len >= RESERVE_BYTES_MIN && reserve_names().any(|name| name == file.name));
+    for file in &mut files {
+        file.len = file.len / 4_096 * 4_096;
+    }
+    Ok(files)
 }
 
 /// Makes every file of the reserve as large as the disk lets it be.

@@ -9,14 +9,14 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::appender::{Appender, AppenderStart, NewEntry};
+use crate::appender::{Appender, AppenderStart, NewEntry, Room};
 use crate::entry::EntryKind;
 use crate::error::OpenError;
 use crate::fact::{Fact, FactKind, Facts};
 use crate::folder::Folder;
 use crate::footer;
 use crate::housekeeping::{
-    Housekeeping, Job, RESERVE_BYTES, RESERVE_BYTES_MIN, RESERVE_PREFIX, SPARE_PREFIX, Spare, is_full, reserve_names,
+    Housekeeping, Job, RESERVE_BYTES, RESERVE_BYTES_MIN, RESERVE_PREFIX, SPARE_PREFIX, Spare, is_full, usable_reserve,
     zeroed_file, zeroed_file_within,
 };
 use crate::index::Index;
@@ -116,10 +116,10 @@ pub fn open(
         wall_ms: time.wall_ms,
         log_ms: time.log_ms,
     };
-    let (header, file) = match (continues_in_place, survey.chain.last()) {
+    let (header, file, is_on_reserve) = match (continues_in_place, survey.chain.last()) {
         (true, Some(active)) => {
             let file = folder.run("open the active segment", folder.medium.open(&active.name))?;
-            (active.header, file)
+            (active.header, file, false)
         }
         _ => {
             let opened = open_segment(folder, new_header, options, &mut entropy, &found.untrimmed);
@@ -152,6 +152,7 @@ pub fn open(
         sabotages: options.sabotages,
         index,
         time,
+        is_on_reserve,
     });
     let mut writer = Writer::new(Arc::clone(medium), file, header.number, header.base, before.end, options.sabotages);
     let cut = before.cut();
@@ -268,43 +269,39 @@ fn entropy_for_spares(entropy: &mut Entropy) -> Entropy {
     }
 }
 
-/// Step 14: a zeroed file of its own, or one of the reserve if the disk is full.
+/// Step 14: a zeroed file of its own, or one of the reserve if the disk is full, which is said.
 fn open_segment(
     folder: Folder<'_>,
     header: SegmentHeader,
     options: &LogOptions,
     entropy: &mut Entropy,
     untrimmed: &[(u64, u64)],
-) -> io::Result<(SegmentHeader, Arc<dyn MediumFile>)> {
+) -> io::Result<(SegmentHeader, Arc<dyn MediumFile>, bool)> {
     let medium = folder.medium;
     let name = format!("{SPARE_PREFIX}{:016x}", entropy.next_u64()?);
     let len = options.segment_first_bytes.max(RESERVE_BYTES).next_multiple_of(BLOCK_BYTES);
-    let spare = match zeroed_file(medium, &name, len) {
-        Ok(file) => Spare { name, file, len },
+    let (spare, is_on_reserve) = match zeroed_file(medium, &name, len) {
+        Ok(file) => (Spare { name, file, len }, false),
         Err(error) if is_full(&error) => match from_reserve(medium)? {
-            Some(reserve) => reserve,
+            Some(reserve) => (reserve, true),
             None => {
                 give_back_zeros(medium, untrimmed)?;
                 let (file, len) = zeroed_file_within(medium, &name, RESERVE_BYTES)?;
-                Spare { name, file, len }
+                (Spare { name, file, len }, true)
             }
         },
         Err(error) => return Err(error),
     };
     let header = SegmentHeader { file_len: spare.len, ..header };
     write_header(medium, &spare.file, &spare.name, &header, options.sabotages)?;
-    Ok((header, spare.file))
+    Ok((header, spare.file, is_on_reserve))
 }
 
 /// The largest file of the reserve.
 fn from_reserve(medium: &dyn Medium) -> io::Result<Option<Spare>> {
-    let there = medium.list()?;
-    let reserve =
-        there.iter().filter(|file| file.len >= RESERVE_BYTES_MIN && reserve_names().any(|name| name == file.name));
-    let Some(largest) = reserve.max_by_key(|file| file.len) else { return Ok(None) };
+    let Some(largest) = usable_reserve(medium)?.into_iter().max_by_key(|file| file.len) else { return Ok(None) };
     let file = medium.open(&largest.name)?;
-    let len = largest.len / BLOCK_BYTES * BLOCK_BYTES;
-    Ok(Some(Spare { name: largest.name.clone(), file, len }))
+    Ok(Some(Spare { name: largest.name, file, len: largest.len }))
 }
 
 /// Many starts in a row on a full disk, none of which lived to make the reserve whole: what is left are spares, and the
@@ -377,7 +374,7 @@ fn append_start(
     }
     let entries: Vec<NewEntry<'_>> =
         all.iter().map(|facts| NewEntry { kind: EntryKind::Start, ..NewEntry::facts(0, facts) }).collect();
-    appender.append(&entries, time).map_err(io::Error::other)?;
+    appender.append_in(Room::Reserve, &entries, time).map_err(io::Error::other)?;
     let mut group = appender.take_group().expect("a start entry was appended");
     let committed = writer.commit(&mut group).map_err(io::Error::other)?;
     Ok(committed.end)

@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::appender::Group;
+use crate::group::{Group, OpensSegment};
 use crate::medium::{Medium, MediumFile};
 use crate::segment::{SEGMENT_HEADER_LEN, file_offset, segment_name};
 use crate::{Sabotage, Sabotages};
@@ -166,7 +166,7 @@ impl Writer {
         Ok(())
     }
 
-    fn open_segment(&mut self, opens: crate::appender::OpensSegment) -> Result<Sealed, Poisoned> {
+    fn open_segment(&mut self, opens: OpensSegment) -> Result<Sealed, Poisoned> {
         // The base of the new segment claims that all before it is durable: so that has to be true first.
         if !self.sabotages.has(Sabotage::HeaderBeforeLastSync) {
             let synced = self.file.sync_data();

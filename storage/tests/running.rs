@@ -6,7 +6,7 @@ mod driver;
 use driver::survived::{fill_a_segment, some_entries, start};
 use driver::{Checked, Driver, Spec, small_options};
 use tidelog_storage::medium::{Medium, SimulatedMedium};
-use tidelog_storage::{AppendError, EntryKind, Job, LogOptions, ReplayTime, Replayed, Sabotages, verify};
+use tidelog_storage::{AppendError, EntryKind, Job, LogOptions, ReplayTime, Replayed, Room, Sabotages, verify};
 
 #[test]
 fn an_idle_log_syncs_once_and_then_never() {
@@ -182,8 +182,12 @@ fn starts_on_a_full_disk_use_the_reserve_and_free_space_mends_all() {
             let what = format!("jobs {does_jobs}, power {cuts_power}, eaten {is_eaten}, crash {crash}");
             driver.open_judged().unwrap_or_else(|reason| panic!("{what}: {}", String::from(reason)));
             // A commit or a deletion still has room, a publish is refused in time, and nothing is poisoned.
-            driver.append(&[Spec::fact(1, b"small")]).unwrap();
+            driver.try_append_in(Room::Reserve, &[Spec::fact(1, b"small")]).unwrap();
             driver.commit().unwrap();
+            if driver.life().log.appender.is_on_reserve() {
+                let small = driver.try_append(&[Spec::records(1, b"small")]);
+                assert_eq!(small, Err(AppendError::NoSegmentReady), "{what}");
+            }
             let burst: Vec<Spec> = (0..40).map(|_| Spec::records(1, &[1; 4_000])).collect();
             assert_eq!(driver.try_append(&burst), Err(AppendError::NoSegmentReady), "{what}");
             assert!(driver.prepare_spare().is_err(), "{what}: the disk is not full");

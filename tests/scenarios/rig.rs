@@ -368,6 +368,9 @@ impl Rig {
         match life.housekeeping.run(&job) {
             Ok(JobOutcome::FooterWritten { segment }) => life.sequencer.log_mut().index_mut().footer_written(segment),
             Ok(JobOutcome::Spare(spare)) => life.sequencer.log_mut().put_spare(spare),
+            Ok(JobOutcome::Reserve(reserve)) => {
+                reserve.into_iter().for_each(|reserve| life.sequencer.log_mut().put_reserve(reserve));
+            }
             Ok(JobOutcome::Done) => {}
             Err(error) => {
                 life.jobs.push_back(job);

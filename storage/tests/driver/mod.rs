@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tidelog_storage::medium::{Medium, SimulatedMedium, read_exact_at};
 use tidelog_storage::{
     AppendError, Entropy, EntryKind, FactKind, Facts, Group, Job, JobOutcome, LogOptions, NewEntry, OpenError,
-    OpenedLog, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Sabotage, open,
+    OpenedLog, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Room, Sabotage, open,
 };
 
 use self::model::{Entry, Expected, Model, OwnedFact};
@@ -262,6 +262,11 @@ impl Driver {
 
     /// Appends one atomic group, if there is room.
     pub(crate) fn try_append(&mut self, specs: &[Spec]) -> Result<(), AppendError> {
+        self.try_append_in(Room::Ordinary, specs)
+    }
+
+    /// Appends one atomic group, if there is such room.
+    pub(crate) fn try_append_in(&mut self, room: Room, specs: &[Spec]) -> Result<(), AppendError> {
         let facts: Vec<Facts> = specs.iter().map(Spec::encoded_facts).collect();
         let mut next = BTreeMap::new();
         let mut entries = Vec::new();
@@ -283,7 +288,7 @@ impl Driver {
             });
         }
         let life = self.life.as_mut().expect("the log is open");
-        let appended = life.log.appender.append(&entries, life.time)?;
+        let appended = life.log.appender.append_in(room, &entries, life.time)?;
         let mut position = appended.position;
         for (index, (spec, new)) in specs.iter().zip(&entries).enumerate() {
             let left = (specs.len() - 1 - index) as u32;
@@ -394,6 +399,9 @@ impl Driver {
         match life.log.housekeeping.run(&job) {
             Ok(JobOutcome::FooterWritten { segment }) => life.log.appender.index_mut().footer_written(segment),
             Ok(JobOutcome::Spare(spare)) => life.log.appender.put_spare(spare),
+            Ok(JobOutcome::Reserve(reserve)) => {
+                reserve.into_iter().for_each(|reserve| life.log.appender.put_reserve(reserve));
+            }
             Ok(JobOutcome::Done) => {}
             Err(error) => {
                 life.jobs.push_back(job);
