@@ -33,6 +33,8 @@ impl Sink for Nobody {
     }
 
     fn deliver(&mut self, _stream: StreamId, _batch: LiveBatch) {}
+
+    fn remove(&mut self, _stream: StreamId) {}
 }
 
 struct Bench {

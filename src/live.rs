@@ -195,6 +195,11 @@ impl Sink for Hub {
             }
         }
     }
+
+    fn remove(&mut self, stream: StreamId) {
+        // They look the stream up and find that it is gone.
+        self.followers.get(&stream).into_iter().flatten().for_each(|queue| queue.news.notify_one());
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub trait Sink {
     fn wants(&self, stream: StreamId) -> bool;
     /// A batch has become durable.
     fn deliver(&mut self, stream: StreamId, batch: LiveBatch);
+    /// The removal of a stream has become durable: nothing more comes of it.
+    fn remove(&mut self, stream: StreamId);
 }
 
 /// A batch that has just become durable, and when it was received.
@@ -146,10 +148,13 @@ impl Sequencer {
     /// Goes on from a recovered log.
     #[must_use]
     pub fn new(start: SequencerStart) -> Self {
+        let mut log = start.log;
+        // Storage knows no removals: it has found the streams that are gone as well.
+        log.index_mut().retain(|subject| start.state.catalogue.stream(StreamId::new(subject)).is_some());
         Self {
             ordered: start.state.clone(),
             durable: start.state,
-            log: start.log,
+            log,
             durable_position: start.durable_position,
             in_flight: VecDeque::new(),
             pending: PendingAnswers::new(start.durable_position),
@@ -233,6 +238,11 @@ impl Sequencer {
         let header = match self.check(batch) {
             Ok(header) => header,
             Err(error) => return self.refuse(session, Refusal { code: error.code(), detail: 0 }, now, sink),
+        };
+        #[cfg(feature = "sabotage")]
+        let header = match self.sabotages.has(Sabotage::StreamByName) {
+            true => BatchHeader { stream: self.ordered.successor(header.stream), ..header },
+            false => header,
         };
         match self.ordered.admit(grant, &Admission { header: &header, batch }) {
             Verdict::Append { skip } => {
@@ -329,7 +339,15 @@ impl Sequencer {
                 // The ordered fold took the same change without complaint, so this is a bug, not damage.
                 unreachable!("the durable fold refuses what the ordered one took: {error}");
             }
-            let Change::BatchAppended(batch) = entry.change else { continue };
+            let batch = match entry.change {
+                Change::BatchAppended(batch) => batch,
+                Change::StreamRemoved(removed) => {
+                    self.log.index_mut().forget(removed.id.get());
+                    sink.remove(removed.id);
+                    continue;
+                }
+                Change::StreamCreated(_) | Change::EpochRaised(_) => continue,
+            };
             records += u64::from(batch.span);
             if !sink.wants(batch.header.stream) {
                 continue;

@@ -344,12 +344,47 @@ async fn streams_are_made_listed_and_shown() {
 }
 
 #[tokio::test]
+async fn a_stream_is_removed_with_yes_alone_and_one_of_its_name_begins_anew() {
+    let scene = Scene::start().await;
+    assert_refused(&scene.run(&["stream", "rm", "orders", "--yes"]).await, 4, "orders");
+    scene.produce(b"a\nb\n", &["produce", "orders", "--producer", "p"]).await;
+    let bytes = objects(&scene.run(&["stream", "ls", "--json"]).await.stdout)[0]["bytes"].to_string();
+    let unsure = scene.run(&["stream", "rm", "orders"]).await;
+    assert_refused(&unsure, 2, &format!("stream 'orders' with 2 records (offsets 0..2), {bytes} bytes"));
+    assert_eq!(error_object(&scene.run(&["stream", "rm", "orders", "--json"]).await)["error"], "not_confirmed");
+    assert_eq!(scene.consume(&["orders"]).await, "a\nb\n", "it is still there");
+
+    let (mut child, mut lines) = follow(&scene, "orders");
+    assert_eq!((next(&mut lines).await, next(&mut lines).await), ("a".to_owned(), "b".to_owned()));
+    let removed = scene.run(&["stream", "rm", "orders", "--yes", "--json"]).await;
+    assert_eq!(status(&removed), 0, "{removed:?}");
+    let removed = objects(&removed.stdout);
+    assert_eq!((&removed[0]["name"], &removed[0]["tail"]), (&json!("orders"), &json!(2)));
+    let ended = timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(4), "the follower is told");
+    assert_refused(&scene.run(&["stream", "info", "orders"]).await, 4, "orders");
+    assert_eq!(scene.run(&["stream", "ls"]).await.stdout, b"");
+    assert_refused(&scene.run(&["stream", "rm", "orders", "--yes"]).await, 4, "orders");
+    assert_refused(&scene.run(&["consume", "orders"]).await, 4, "orders");
+
+    // The same input under the same name is new to the new stream.
+    scene.produce(b"a\nb\nc\n", &["produce", "orders", "--producer", "p"]).await;
+    assert_eq!(scene.consume(&["orders"]).await, "a\nb\nc\n");
+    let Scene { serve, broker, folder: _folder } = scene;
+    broker.terminate().await.unwrap();
+    let verified = serve.home.run(["verify", serve.data.to_str().unwrap(), "--json"]).await;
+    let verified = &objects(&verified.stdout)[0];
+    assert_eq!((&verified["streams"], &verified["records"], &verified["damages"]), (&json!(1), &json!(3), &json!(0)));
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_told_with_4() {
     let scene = Scene::start().await;
     assert_refused(&scene.run(&["consume", "nothing"]).await, 4, "nothing");
     assert_refused(&scene.run(&["stream", "info", "nothing"]).await, 4, "nothing");
     scene.produce(b"a\n", &["produce", "one"]).await;
     assert_refused(&scene.run(&["consume", "one", "--from", "7"]).await, 4, "7");
+    assert_refused(&scene.run(&["consume", "one", "--from", "7", "--follow"]).await, 4, "7");
     let error = error_object(&scene.run(&["consume", "nothing", "--json"]).await);
     assert_eq!(error["error"], "not_found");
     assert_ne!(error["hint"], "");

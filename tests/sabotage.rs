@@ -14,7 +14,7 @@ const CYCLES_MAX: u64 = 20;
 type History = fn(u64, Sabotages) -> Checked;
 
 /// The defects of the broker, and the history that is written against each. Those of the storage have tests of their own.
-const DEFECTS: [(Sabotage, History); 8] = [
+const DEFECTS: [(Sabotage, History); 10] = [
     (Sabotage::ForgetProducers, histories::a_resent_batch_is_a_duplicate_after_a_restart),
     (Sabotage::ServeUnsynced, histories::what_a_consumer_was_given_survives),
     (Sabotage::AcceptAnyFirstSequence, histories::the_first_sequence_is_one),
@@ -23,6 +23,8 @@ const DEFECTS: [(Sabotage, History); 8] = [
     (Sabotage::AnyOldIsDuplicate, histories::only_what_is_stored_is_a_duplicate),
     (Sabotage::ReopenRaisesEpoch, histories::a_retried_open_is_the_same_open),
     (Sabotage::TrustBatchChecksum, histories::a_hostile_batch_costs_its_neighbours_nothing),
+    (Sabotage::StreamByName, histories::a_stream_made_again_is_another_one),
+    (Sabotage::DropDeletionEarly, histories::a_removed_stream_stays_removed),
 ];
 
 /// What a history says to a defect, if anything; a broker that panics is red as well.

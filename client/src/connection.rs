@@ -40,7 +40,7 @@ pub struct ProducerPosition {
 /// A broker. Clones share one connection, which is made again by itself when it is lost.
 ///
 /// Calls go on trying until nothing has moved for the configured timeout. After a reconnect the broker must have the
-/// same log as before; otherwise every call ends with [`Error::AnotherLog`].
+/// same log as before, and not an older copy of it; otherwise every call ends with [`Error::AnotherLog`].
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -130,6 +130,21 @@ impl Client {
         if_not_exists: bool,
     ) -> Result<StreamDescription, Error> {
         self.stream_request(Request::CreateStream { name: name.clone(), if_not_exists, settings }).await
+    }
+
+    /// Removes a stream for good, with its records and what producers have written to it; gives it as it was, or `None` if
+    /// it is gone already, which its own answer may have been before it was lost. Producers and readers of the stream end
+    /// with `stream_gone`. One that is made under its name later is another stream.
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection.
+    pub async fn remove_stream(&self, stream: tidelog_protocol::StreamId) -> Result<Option<StreamDescription>, Error> {
+        match self.stream_request(Request::RemoveStream { stream }).await {
+            Ok(description) => Ok(Some(description)),
+            Err(error) if error.code() == Some(tidelog_protocol::ErrorCode::StreamGone) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks a stream up.
@@ -421,6 +436,8 @@ const fn may_repeat(request: &Request) -> bool {
     match request {
         Request::CreateStream { if_not_exists, .. } => *if_not_exists,
         Request::ListStreams { .. }
+        // It names an id, which no other stream will ever have.
+        | Request::RemoveStream { .. }
         | Request::StreamInfo { .. }
         | Request::FindProducer { .. }
         // The attempt's id makes the second one find the first.

@@ -287,6 +287,21 @@ async fn making_a_stream_is_not_repeated_when_its_answer_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_whose_answer_is_lost_is_done_once_and_never_meets_another_stream() {
+    let broker = Broker::new().with_stream("s").with_stream("t");
+    let client = broker.client().await;
+    let [s, t] = [client.stream_info(&name("s")).await.unwrap(), client.stream_info(&name("t")).await.unwrap()];
+    assert_eq!(client.remove_stream(s.id).await.unwrap().map(|stream| stream.id), Some(s.id));
+    broker.state().cut_after = Some("remove_stream");
+    // Whether it was this request or another's that removed it can't be told any more; it is gone.
+    assert_eq!(client.remove_stream(t.id).await.unwrap(), None);
+    assert!(broker.state().streams.is_empty());
+    let again = client.create_stream(&name("t"), StreamSettings::default(), false).await.unwrap();
+    assert_eq!(client.remove_stream(t.id).await.unwrap(), None);
+    assert_eq!(client.list_streams().await.unwrap(), [again]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_log_at_the_same_address_is_not_written_to() {
     let broker = Broker::new().with_stream("s");
     let (_producer, publisher) = open_on(&broker, "s").await;

@@ -38,6 +38,13 @@ pub enum Request {
         #[serde(default)]
         settings: StreamSettings,
     },
+    /// Removes a stream for good, with its records and what producers have written to it. It is named by its id, so that
+    /// a request that is sent again never meets another stream of the same name. Answer: [`Response::Stream`] as it was,
+    /// or `stream_gone`.
+    RemoveStream {
+        /// The stream.
+        stream: StreamId,
+    },
     /// One page of the streams in the order of their names. Answer: [`Response::Streams`].
     ListStreams {
         /// The last name of the page before.
@@ -121,6 +128,7 @@ impl Request {
     /// Every name that [`op`](Self::op) can give.
     pub const OPS: &[&str] = &[
         "create_stream",
+        "remove_stream",
         "list_streams",
         "stream_info",
         "find_producer",
@@ -137,6 +145,7 @@ impl Request {
     pub const fn place(&self) -> Place {
         match self {
             Request::CreateStream { .. }
+            | Request::RemoveStream { .. }
             | Request::ListStreams { .. }
             | Request::StreamInfo { .. }
             | Request::FindProducer { .. }
@@ -153,6 +162,7 @@ impl Request {
     pub const fn op(&self) -> &'static str {
         match self {
             Request::CreateStream { .. } => "create_stream",
+            Request::RemoveStream { .. } => "remove_stream",
             Request::ListStreams { .. } => "list_streams",
             Request::StreamInfo { .. } => "stream_info",
             Request::FindProducer { .. } => "find_producer",

@@ -149,7 +149,7 @@ pub(crate) struct ClientArguments {
     pub(crate) json: bool,
 }
 
-/// Make, list and look at streams.
+/// Make, list, look at and remove streams.
 #[derive(Debug, Args)]
 pub(crate) struct StreamArguments {
     #[command(subcommand)]
@@ -180,6 +180,25 @@ pub(crate) enum StreamCommand {
         client: ClientArguments,
     },
 
+    /// Remove a stream for good, with all its records.
+    ///
+    /// Producers and consumers of it end with `stream_gone`. A stream that is made under its name
+    /// later is another one and begins with offset 0. Without --yes nothing is removed, and what
+    /// would go is told.
+    #[command(after_help = "Example: tidelog stream rm orders --yes")]
+    Rm {
+        /// The stream's name.
+        #[arg(value_name = "NAME")]
+        name: StreamName,
+
+        /// Yes, remove it.
+        #[arg(long)]
+        yes: bool,
+
+        #[command(flatten)]
+        client: ClientArguments,
+    },
+
     /// Show one stream: its first and next offset, its size, its age.
     #[command(after_help = "Example: tidelog stream info orders")]
     Info {
@@ -197,6 +216,7 @@ impl StreamCommand {
         match self {
             StreamCommand::Create { client, .. }
             | StreamCommand::Ls { client }
+            | StreamCommand::Rm { client, .. }
             | StreamCommand::Info { client, .. } => client,
         }
     }

@@ -1,6 +1,6 @@
 //! `tidelog verify`: reads every byte of a data folder that no broker runs on, and names all damage.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::json;
@@ -16,8 +16,12 @@ use super::output::Output;
 /// What a folder holds besides its damage.
 #[derive(Debug, Default)]
 struct Holdings {
+    /// Removed ones too.
     streams: HashMap<StreamId, String>,
+    removed: HashSet<StreamId>,
+    /// Of streams that are there.
     records: u64,
+    records_of: HashMap<StreamId, u64>,
     broken_entries: Vec<String>,
 }
 
@@ -60,13 +64,27 @@ impl Holdings {
                         Change::StreamCreated(created) => {
                             self.streams.insert(created.id, created.name.to_string());
                         }
-                        Change::BatchAppended(batch) => self.records += u64::from(batch.span),
+                        // Its bytes stay where they are, so damage in them is still named.
+                        Change::StreamRemoved(removed) => {
+                            self.removed.insert(removed.id);
+                            self.records -= self.records_of.remove(&removed.id).unwrap_or(0);
+                        }
+                        Change::BatchAppended(batch) => {
+                            let span = u64::from(batch.span);
+                            self.records += span;
+                            *self.records_of.entry(batch.header.stream).or_default() += span;
+                        }
                         Change::EpochRaised(_) => {}
                     }
                 }
             }
             Err(error) => self.broken_entries.push(error.to_string()),
         }
+    }
+
+    /// Streams that are there.
+    fn live(&self) -> usize {
+        self.streams.keys().filter(|id| !self.removed.contains(id)).count()
     }
 
     fn stream(&self, damage: &Damage) -> Option<&str> {
@@ -113,7 +131,7 @@ fn write_text(report: &VerifyReport, holdings: &Holdings, output: &mut Output) -
         output.write_line(line.as_bytes())?;
     }
     let (segments, entries) = (report.segments, report.entries);
-    let (streams, records, end) = (holdings.streams.len(), holdings.records, report.end);
+    let (streams, records, end) = (holdings.live(), holdings.records, report.end);
     output.write_line(
         format!("{segments} segments, {entries} entries, {streams} streams, {records} records, log end {end}")
             .as_bytes(),
@@ -139,7 +157,7 @@ fn write_json(report: &VerifyReport, holdings: &Holdings, output: &mut Output) -
         "log_id": report.log_id.map(|id| id.to_string()),
         "segments": report.segments,
         "entries": report.entries,
-        "streams": holdings.streams.len(),
+        "streams": holdings.live(),
         "records": holdings.records,
         "proven": report.proven,
         "end": report.end,

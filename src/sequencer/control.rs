@@ -4,10 +4,10 @@ use tidelog_protocol::{
     AttemptId, Epoch, ErrorCode, ProducerDescription, ProducerId, ProducerName, Response, ResponseResult, Sequence,
     StreamId, StreamName, StreamSettings, WireError,
 };
-use tidelog_storage::{NewEntry, Sabotage, entry_len};
+use tidelog_storage::{Facts, NewEntry, Room, Sabotage, entry_len};
 
 use super::{Now, ReplySender, Sequencer, Supply, Waiting, error_of};
-use crate::state::{Change, CreateRefusal, EpochRaised, Grant, OpenDecision, StreamCreated};
+use crate::state::{Change, CreateRefusal, EpochRaised, Grant, OpenDecision, StreamCreated, StreamRemoved};
 
 impl Sequencer {
     /// Makes a stream. The answer leaves once it is durable.
@@ -57,7 +57,7 @@ impl Sequencer {
             created_ms: time.wall_ms,
         };
         let len = entry_len(created.to_facts().map_or(0, |facts| facts.as_bytes().len()), 0, 0) as u64;
-        let Some(position) = self.make_room(len) else {
+        let Ok(position) = self.log.prepare(len) else {
             return self.no_room(to);
         };
         created.id = StreamId::new(position);
@@ -67,6 +67,42 @@ impl Sequencer {
         self.order(Change::StreamCreated(created.clone()), appended.end, 0, 0, now.monotonic);
         let result = self.describe(created.id);
         self.reply_when_durable(to, result);
+        Ok(())
+    }
+
+    /// Removes a stream, whatever becomes of the disk: a deletion is what makes room again. The answer, the stream as it
+    /// was, leaves once the removal is durable; from its order on nothing more is stored in the stream.
+    ///
+    /// A stream that damage has put in doubt can be removed like any other: it may be gone already, and more than gone is
+    /// not asked for.
+    pub fn remove_stream(&mut self, stream: StreamId, now: Now, to: ReplySender) -> Result<(), ReplySender> {
+        if self.is_poisoned {
+            self.reply_at_once(to, error_of(ErrorCode::Poisoned));
+            return Ok(());
+        }
+        let Some(description) = self.ordered.catalogue.describe(stream) else {
+            let is_doubtful = self.ordered.stream_is_doubtful(stream);
+            let code = if is_doubtful { ErrorCode::Damaged } else { ErrorCode::StreamGone };
+            self.reply_when_durable(to, error_of(code));
+            return Ok(());
+        };
+        let time = self.advance(now.time);
+        let mut removed = StreamRemoved { id: stream, decided_at: 0 };
+        let len = entry_len(removed.to_facts().map_or(0, |facts| facts.as_bytes().len()), 0, 0) as u64;
+        let room = self.room(Room::Reserve);
+        let Ok(position) = self.log.prepare_in(room, len) else {
+            return self.no_room(to);
+        };
+        removed.decided_at = position;
+        let facts = match self.sabotages.has(Sabotage::DropDeletionEarly) {
+            true => Facts::default(),
+            false => removed.to_facts().expect("one small fact fits an entry"),
+        };
+        let entry = NewEntry::facts(stream.get(), &facts);
+        let appended = self.log.append_in(room, &[entry], time).expect("room was made");
+        assert_eq!(appended.position, position, "the fact says where it was decided");
+        self.order(Change::StreamRemoved(removed), appended.end, 0, 0, now.monotonic);
+        self.reply_when_durable(to, ResponseResult::Ok(Response::Stream(description)));
         Ok(())
     }
 
@@ -112,13 +148,15 @@ impl Sequencer {
         let mut raised =
             EpochRaised { id: id.unwrap_or(ProducerId::ANONYMOUS), name: name.clone(), epoch, attempt, decided_at: 0 };
         let len = entry_len(raised.to_facts().map_or(0, |facts| facts.as_bytes().len()), 0, 0) as u64;
-        let Some(position) = self.make_room(len) else {
+        let room = self.room(Room::HalfReserve);
+        let Ok(position) = self.log.prepare_in(room, len) else {
             return self.no_room(to);
         };
         raised.decided_at = position;
         raised.id = id.unwrap_or(ProducerId::new(position));
         let facts = raised.to_facts().expect("a checked name fits an entry's facts");
-        let appended = self.log.append(&[NewEntry::facts(raised.id.get(), &facts)], time).expect("room was made");
+        let entry = NewEntry::facts(raised.id.get(), &facts);
+        let appended = self.log.append_in(room, &[entry], time).expect("room was made");
         assert_eq!(appended.position, position, "an identity is the position of the entry that made it");
         let result = opened(name, raised.id, epoch);
         self.order(Change::EpochRaised(raised), appended.end, 0, 0, now.monotonic);
@@ -183,8 +221,10 @@ impl Sequencer {
         })
     }
 
-    fn make_room(&mut self, bytes: u64) -> Option<u64> {
-        self.log.prepare(bytes).ok()
+    /// The reserve is drawn on only while the disk is full.
+    fn room(&self, on_a_full_disk: Room) -> Room {
+        let is_full = self.supply == Supply::Failed || self.log.is_on_reserve();
+        if is_full { on_a_full_disk } else { Room::Ordinary }
     }
 
     fn no_room(&mut self, to: ReplySender) -> Result<(), ReplySender> {

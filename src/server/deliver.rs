@@ -151,6 +151,11 @@ impl<'a> Subscription<'a> {
         }
     }
 
+    /// Whether the stream has not been removed.
+    fn is_there(&self) -> bool {
+        self.engine.sequencer.borrow().durable().catalogue.stream(self.stream).is_some()
+    }
+
     fn tail(&self) -> u64 {
         let sequencer = self.engine.sequencer.borrow();
         sequencer.durable().catalogue.stream(self.stream).map_or(self.next, |stream| stream.tail.get())
@@ -163,6 +168,12 @@ impl<'a> Subscription<'a> {
                 self.out.put_small(|out| encode_end(end, out));
                 self.flush(send).await?;
                 return Ok(());
+            }
+            if !self.is_there() {
+                // What was gathered before is still the consumer's.
+                self.flush(send).await?;
+                let message = format!("the stream was removed; {} was the next offset to come", self.next);
+                return Err(SessionEnd::failure(ErrorCode::StreamGone, message));
             }
             if self.take_live() {
                 self.flush(send).await?;

@@ -231,6 +231,9 @@ async fn answer(engine: &Engine, request: Request) -> Answer {
             })
             .await
         }
+        Request::RemoveStream { stream } => {
+            decide(engine, |to| engine.sequencer.borrow_mut().remove_stream(stream, engine.now(), to)).await
+        }
         Request::OpenProducer { name, found, attempt } => {
             decide(engine, |to| engine.sequencer.borrow_mut().open_producer(&name, found, attempt, engine.now(), to))
                 .await
@@ -270,7 +273,7 @@ fn look_up(engine: &Engine, request: Request) -> ResponseResult {
             ResponseResult::Ok(Response::Producers { producers, more })
         }
         Request::BrokerStatus => ResponseResult::Ok(Response::Status(status(engine))),
-        Request::CreateStream { .. } | Request::OpenProducer { .. } => {
+        Request::CreateStream { .. } | Request::RemoveStream { .. } | Request::OpenProducer { .. } => {
             unreachable!("the sequencer decides on it")
         }
         Request::AttachProducer { .. } | Request::Subscribe { .. } => {

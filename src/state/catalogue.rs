@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use tidelog_protocol::{Offset, StreamDescription, StreamId, StreamName, StreamSettings};
 
-use super::change::{BatchAppended, ReplayError, StreamCreated};
+use super::change::{BatchAppended, ReplayError, StreamCreated, StreamRemoved};
 
 /// One stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub enum CreateRefusal {
     LimitReached,
 }
 
-/// All streams.
+/// All streams that are there. Of one that was removed nothing is kept: ids are positions of the log and only ever new
+/// ones are given, so an id that is not here is that of no stream or of a removed one, whatever became of its name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalogue {
     streams: HashMap<StreamId, StreamState>,
@@ -120,6 +121,17 @@ impl Catalogue {
             // The name stays with the first; both keep their records.
             let what = format!("makes stream '{}', which stream {named} is called already", created.name);
             return Err(ReplayError { position, what });
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply_removed(&mut self, removed: &StreamRemoved) -> Result<(), ReplayError> {
+        let Some(stream) = self.streams.remove(&removed.id) else {
+            let what = format!("removes stream {}, of which nothing is known", removed.id);
+            return Err(ReplayError { position: removed.decided_at, what });
+        };
+        if self.names.get(&stream.name) == Some(&removed.id) {
+            self.names.remove(&stream.name);
         }
         Ok(())
     }

@@ -19,6 +19,15 @@ pub struct StreamCreated {
     pub created_ms: i64,
 }
 
+/// A stream was removed, with all that was written to it. Its id never comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamRemoved {
+    /// The stream.
+    pub id: StreamId,
+    /// Position of the entry that says so.
+    pub decided_at: u64,
+}
+
 /// A producer was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EpochRaised {
@@ -62,6 +71,8 @@ pub struct BatchAppended {
 pub enum Change {
     /// A stream came to be.
     StreamCreated(StreamCreated),
+    /// A stream was removed.
+    StreamRemoved(StreamRemoved),
     /// A producer was opened.
     EpochRaised(EpochRaised),
     /// A batch was appended.
@@ -79,6 +90,7 @@ pub struct ReplayError {
 }
 
 const STREAM_LIVE: u8 = 1;
+const STREAM_REMOVED: u8 = 2;
 
 impl BatchAppended {
     /// The stream's next offset after this batch.
@@ -124,6 +136,26 @@ impl StreamCreated {
         let max_bytes = Some(fixed.get_u64_le()).filter(|bytes| *bytes > 0);
         let name = StreamName::new(std::str::from_utf8(name).ok()?).ok()?;
         Some(Self { id: StreamId::new(id), name, settings: StreamSettings { max_age_ms, max_bytes }, created_ms })
+    }
+}
+
+impl StreamRemoved {
+    /// As it stands in an entry at position `self.decided_at`.
+    ///
+    /// # Errors
+    /// Never: it is small.
+    pub fn to_facts(self) -> Result<Facts, FactsTooLong> {
+        let key = self.id.get().to_le_bytes();
+        let mut facts = Facts::default();
+        let value = [STREAM_REMOVED];
+        facts.push(Fact { kind: FactKind::Stream, key: &key, decided_at: self.decided_at, value: &value })?;
+        Ok(facts)
+    }
+
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let id = u64::from_le_bytes(*fact.key.first_chunk()?);
+        let is_removed = fact.value.first() == Some(&STREAM_REMOVED);
+        is_removed.then_some(Self { id: StreamId::new(id), decided_at: fact.decided_at })
     }
 }
 
@@ -204,8 +236,10 @@ pub fn changes(head: &EntryHead<'_>) -> Result<Vec<Change>, ReplayError> {
     for fact in head.facts() {
         match fact.kind {
             FactKind::Stream => {
-                let created = StreamCreated::from_fact(&fact).ok_or_else(|| error("holds a broken stream fact"))?;
-                changes.push(Change::StreamCreated(created));
+                let change = StreamCreated::from_fact(&fact)
+                    .map(Change::StreamCreated)
+                    .or_else(|| StreamRemoved::from_fact(&fact).map(Change::StreamRemoved));
+                changes.push(change.ok_or_else(|| error("holds a broken stream fact"))?);
             }
             FactKind::Producer => {
                 let raised = EpochRaised::from_fact(&fact).ok_or_else(|| error("holds a broken producer fact"))?;
@@ -240,6 +274,14 @@ mod tests {
             created_ms: -1,
         };
         assert_eq!(only_fact(&created.to_facts().unwrap(), StreamCreated::from_fact), Some(created));
+    }
+
+    #[test]
+    fn a_removal_reads_back_and_is_no_creation() {
+        let removed = StreamRemoved { id: StreamId::new(4_096), decided_at: 8_192 };
+        let facts = removed.to_facts().unwrap();
+        assert_eq!(only_fact(&facts, StreamRemoved::from_fact), Some(removed));
+        assert_eq!(only_fact(&facts, StreamCreated::from_fact), None);
     }
 
     #[test]

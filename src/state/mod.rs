@@ -11,7 +11,9 @@ mod producers;
 mod recent;
 
 pub use catalogue::{Catalogue, CreateRefusal, StreamState};
-pub use change::{BatchAppended, Change, EpochRaised, ReplayError, StreamCreated, changes, owner, owner_producer};
+pub use change::{
+    BatchAppended, Change, EpochRaised, ReplayError, StreamCreated, StreamRemoved, changes, owner, owner_producer,
+};
 pub use producers::{Admission, Grant, OpenDecision, ProducerState, ProducerTable, Refusal, SequenceState, Verdict};
 
 use std::ops::Range;
@@ -29,6 +31,9 @@ pub struct State {
     /// The producers, and what each has written.
     pub producers: ProducerTable,
     holes: Holes,
+    /// What removed streams were called: for [`Sabotage::StreamByName`](tidelog_storage::Sabotage::StreamByName) alone.
+    #[cfg(feature = "sabotage")]
+    former: std::collections::HashMap<StreamId, tidelog_protocol::StreamName>,
 }
 
 impl State {
@@ -45,7 +50,11 @@ impl State {
     /// nothing ever goes back.
     pub fn apply(&mut self, change: &Change) -> Result<(), ReplayError> {
         match change {
-            Change::StreamCreated(created) => self.catalogue.apply_created(created),
+            Change::StreamCreated(created) => {
+                self.give_up_name(created);
+                self.catalogue.apply_created(created)
+            }
+            Change::StreamRemoved(removed) => self.remove(removed),
             Change::EpochRaised(raised) => self.producers.apply_epoch(raised),
             Change::BatchAppended(batch) => {
                 // Both count it, whatever the other finds wrong with it.
@@ -53,6 +62,37 @@ impl State {
                 self.catalogue.apply_batch(batch).and(producers)
             }
         }
+    }
+
+    /// A name is given only when it is free. So if it is given and there is a stream of that name, that one was removed
+    /// in between, and the removal stood in a hole: it must not come back for want of it.
+    fn give_up_name(&mut self, created: &StreamCreated) {
+        if let Some(before) = self.catalogue.find(&created.name)
+            && before != created.id
+            && self.stream_is_doubtful(before)
+        {
+            let removed = StreamRemoved { id: before, decided_at: created.id.get() };
+            self.remove(&removed).expect("a stream that has a name is there");
+        }
+    }
+
+    /// What producers have written to a removed stream is forgotten with it: nobody can write there again.
+    fn remove(&mut self, removed: &StreamRemoved) -> Result<(), ReplayError> {
+        #[cfg(feature = "sabotage")]
+        if self.producers.has(tidelog_storage::Sabotage::StreamByName)
+            && let Some(stream) = self.catalogue.stream(removed.id)
+        {
+            self.former.insert(removed.id, stream.name.clone());
+        }
+        self.producers.forget_stream(removed.id);
+        self.catalogue.apply_removed(removed)
+    }
+
+    /// The stream that has the name of `id` now, if that one was removed under
+    /// [`Sabotage::StreamByName`](tidelog_storage::Sabotage::StreamByName).
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn successor(&self, id: StreamId) -> StreamId {
+        self.former.get(&id).and_then(|name| self.catalogue.find(name)).unwrap_or(id)
     }
 
     /// Counts in a range of the log of which nothing can be read.

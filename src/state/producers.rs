@@ -28,7 +28,7 @@ pub struct ProducerState {
     pub decided_at: u64,
 }
 
-/// What a producer has written to a stream; kept for ever.
+/// What a producer has written to a stream; kept as long as there is the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SequenceState {
     /// The last sequence stored.
@@ -125,7 +125,8 @@ pub enum OpenDecision {
 pub struct ProducerTable {
     producers: HashMap<ProducerId, ProducerState>,
     names: BTreeMap<ProducerName, ProducerId>,
-    sequences: HashMap<(ProducerId, StreamId), SequenceState>,
+    /// In the order of streams, so that those of a removed one are found without a look at all others.
+    sequences: BTreeMap<(StreamId, ProducerId), SequenceState>,
     recent: RecentBatches,
     sabotages: Sabotages,
 }
@@ -133,6 +134,12 @@ pub struct ProducerTable {
 impl ProducerTable {
     pub(super) fn new(sabotages: Sabotages) -> Self {
         Self { sabotages, ..Self::default() }
+    }
+
+    /// Whether a defect is switched on.
+    #[cfg(feature = "sabotage")]
+    pub(super) fn has(&self, sabotage: Sabotage) -> bool {
+        self.sabotages.has(sabotage)
     }
 
     /// A producer by its identity.
@@ -150,7 +157,7 @@ impl ProducerTable {
     /// What a producer has written to a stream.
     #[must_use]
     pub fn sequence(&self, producer: ProducerId, stream: StreamId) -> Option<&SequenceState> {
-        self.sequences.get(&(producer, stream))
+        self.sequences.get(&(stream, producer))
     }
 
     /// How many named producers there are.
@@ -242,7 +249,7 @@ impl ProducerTable {
         if producer.epoch < grant.epoch {
             return Verdict::refused_at(ErrorCode::Damaged, producer.epoch.get());
         }
-        let state = self.sequences.get(&(grant.producer, batch.header.stream));
+        let state = self.sequences.get(&(batch.header.stream, grant.producer));
         match batch.header.is_sparse() {
             true => self.admit_sparse(grant.producer, batch.header, state),
             false => self.admit_dense(grant.producer, batch, state),
@@ -346,11 +353,11 @@ impl ProducerTable {
             is_sparse: header.is_sparse(),
             decided_at: batch.decided_at,
         };
-        let known = self.sequences.get(&(batch.producer, header.stream)).copied();
+        let known = self.sequences.get(&(header.stream, batch.producer)).copied();
         let before = known.map_or(new.last, |state| state.last);
         if known.is_none_or(|state| new.last > state.last) {
             let is_sparse = new.is_sparse || known.is_some_and(|state| state.is_sparse);
-            self.sequences.insert((batch.producer, header.stream), SequenceState { is_sparse, ..new });
+            self.sequences.insert((header.stream, batch.producer), SequenceState { is_sparse, ..new });
             self.recent.push(batch);
         }
         if known.is_some() && before != batch.sequence_before() {
@@ -385,6 +392,24 @@ impl ProducerTable {
             }
         }
         Ok(())
+    }
+
+    /// The stream was removed.
+    pub(super) fn forget_stream(&mut self, stream: StreamId) {
+        let all = (stream, ProducerId::new(0))..=(stream, ProducerId::new(u64::MAX));
+        let its: Vec<_> = self.sequences.range(all).map(|(key, _)| *key).collect();
+        for key in &its {
+            self.sequences.remove(key);
+        }
+        if !its.is_empty() {
+            self.recent.forget_stream(stream);
+        }
+    }
+
+    /// How many recent batches are known.
+    #[cfg(test)]
+    pub(super) fn recent_len(&self) -> usize {
+        self.recent.len()
     }
 
     /// As if so many batches had been stored since that none of those known now is recent.

@@ -41,6 +41,22 @@ impl RecentBatches {
         }
     }
 
+    /// The stream was removed: what was written to it makes room for others.
+    pub(super) fn forget_stream(&mut self, stream: StreamId) {
+        let before = self.by_key.len();
+        self.by_key.retain(|(_, of), _| *of != stream);
+        if self.by_key.len() < before {
+            self.order.retain(|(_, of)| *of != stream);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let kept: usize = self.by_key.values().map(VecDeque::len).sum();
+        assert_eq!(kept, self.order.len());
+        kept
+    }
+
     /// The stored batch with the same last sequence.
     pub(super) fn ending_alike(&self, producer: ProducerId, header: &BatchHeader) -> Option<&RecentBatch> {
         self.holding_end(producer, header).filter(|batch| batch.header.last == header.last)

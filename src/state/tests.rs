@@ -1,5 +1,6 @@
 //! Every row of the producers table, what holes leave in doubt, and what in a log contradicts itself.
 
+mod removal;
 mod traffic;
 
 use bytes::Bytes;
@@ -89,6 +90,10 @@ impl Log {
         }))
         .unwrap();
         id
+    }
+
+    fn remove(&mut self, stream: StreamId) {
+        self.apply(Change::StreamRemoved(StreamRemoved { id: stream, decided_at: self.end })).unwrap();
     }
 
     /// Opens a producer from the epoch that it has.

@@ -1,7 +1,7 @@
 //! Where the offsets of each subject stand in the log: per segment a sparse list of points, in memory while the segment
 //! is young, in its footer file afterwards, so that memory does not grow with history.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::entry::EntryHeader;
@@ -77,6 +77,8 @@ pub struct Index {
     unwritten: BTreeMap<u64, Arc<SegmentIndex>>,
     /// The newest sealed segment that holds a subject.
     newest_sealed: HashMap<u64, u64>,
+    /// Forgotten while the active segment was; it still has them, since its footer tells what stands in it.
+    forgotten: HashSet<u64>,
     /// Sealed and not yet handed over for writing.
     to_write: Vec<Arc<SegmentIndex>>,
 }
@@ -87,6 +89,7 @@ impl Index {
             active: SegmentIndex::new(header),
             unwritten: BTreeMap::new(),
             newest_sealed: HashMap::new(),
+            forgotten: HashSet::new(),
             to_write: Vec::new(),
         }
     }
@@ -104,7 +107,9 @@ impl Index {
     pub(crate) fn roll(&mut self, header: &SegmentHeader, end: u64) {
         let mut sealed = std::mem::replace(&mut self.active, SegmentIndex::new(header));
         sealed.end = end;
-        self.newest_sealed.extend(sealed.subjects.keys().map(|subject| (*subject, sealed.number)));
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let kept = sealed.subjects.keys().filter(|subject| !forgotten.contains(subject));
+        self.newest_sealed.extend(kept.map(|subject| (*subject, sealed.number)));
         let sealed = Arc::new(sealed);
         self.unwritten.insert(sealed.number, Arc::clone(&sealed));
         self.to_write.push(sealed);
@@ -123,6 +128,26 @@ impl Index {
     /// Forgets the index of a segment whose footer is on disk and was read back.
     pub fn footer_written(&mut self, segment: u64) {
         self.unwritten.remove(&segment);
+    }
+
+    /// Nobody will read this subject any more: at the latest when the active segment is sealed nothing of it is in memory.
+    pub fn forget(&mut self, subject: u64) {
+        self.newest_sealed.remove(&subject);
+        if self.active.subjects.contains_key(&subject) {
+            self.forgotten.insert(subject);
+        }
+    }
+
+    /// As [`Self::forget`] for all that `keeps` does not know.
+    pub fn retain(&mut self, keeps: impl Fn(u64) -> bool) {
+        self.newest_sealed.retain(|subject, _| keeps(*subject));
+        self.forgotten.extend(self.active.subjects.keys().filter(|subject| !keeps(**subject)));
+    }
+
+    /// How many subjects it knows a sealed segment of.
+    #[must_use]
+    pub fn subjects(&self) -> usize {
+        self.newest_sealed.len()
     }
 
     /// How to read `subject` from `offset` on; `None` if the log holds nothing of the subject.

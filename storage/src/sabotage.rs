@@ -62,13 +62,17 @@ sabotages! {
     ReopenRaisesEpoch = "reopen-raises-epoch",
     /// Batches are stored without a look at their checksum (B2, hostile batch).
     TrustBatchChecksum = "trust-batch-checksum",
+    /// A batch goes to whatever stream has the name now, although it names another one's id (B8).
+    StreamByName = "stream-by-name",
+    /// The entry that removes a stream goes while the stream's bytes stay (A9).
+    DropDeletionEarly = "drop-deletion-early",
 }
 
 /// The defects that are switched on; always none without the feature `sabotage`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sabotages {
     #[cfg(feature = "sabotage")]
-    bits: u32,
+    bits: u64,
 }
 
 impl Sabotages {

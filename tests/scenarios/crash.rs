@@ -57,6 +57,8 @@ struct Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Foretold {
     Stream(StreamId),
+    /// With so many records.
+    Removed(StreamId, u64),
     Producer(ProducerId, Epoch),
     Attached(Grant),
     Error(ErrorCode, Option<u64>),
@@ -259,12 +261,11 @@ impl Crash {
                 self.new_process(index);
                 Ok(Way::On)
             }
-            _ => {
-                if self.rng.chance(8) {
-                    return self.hang();
-                }
-                Ok(Way::On)
-            }
+            _ => match self.rng.below(8) {
+                0 => self.hang(),
+                1..=3 => self.remove_stream(),
+                _ => Ok(Way::On),
+            },
         }
     }
 
@@ -422,6 +423,12 @@ impl Crash {
             self.model.told(at + 1);
             self.tally.delivered += 1;
         }
+        for stream in std::mem::take(&mut self.rig.told().removed) {
+            let count = self.model.count_to_removal(stream);
+            let Some(count) = count else { return Err(format!("stream {stream} went for no reason")) };
+            self.model.told(count);
+            self.follows.remove(&stream);
+        }
         Ok(())
     }
 
@@ -434,6 +441,11 @@ impl Crash {
         let process = &mut self.processes[line.process];
         match answer.outcome {
             Outcome::Refused { code: ErrorCode::Fenced, .. } => process.stage = Stage::Ended,
+            Outcome::Refused { code: ErrorCode::StreamGone, .. } => {
+                if let Some(stream) = sent.is_of_window {
+                    process.give_up(stream);
+                }
+            }
             Outcome::Refused { .. } => {
                 check!(sent.is_of_window.is_none(), "an honest batch of {} was refused: {answer:?}", process.name);
             }
@@ -449,6 +461,9 @@ impl Crash {
     fn hear_reply(&mut self, asked: &Asked, reply: ResponseResult) -> Checked {
         let is_it = match (&asked.foretold, &reply) {
             (Foretold::Stream(id), ResponseResult::Ok(Response::Stream(stream))) => stream.id == *id,
+            (Foretold::Removed(id, tail), ResponseResult::Ok(Response::Stream(stream))) => {
+                stream.id == *id && stream.tail.get() == *tail
+            }
             (Foretold::Producer(id, epoch), ResponseResult::Ok(Response::Producer(producer))) => {
                 producer.id == *id && producer.epoch == *epoch
             }
@@ -475,7 +490,7 @@ impl Crash {
             // Somebody else has the name.
             Foretold::Error(ErrorCode::Fenced, _) => process.stage = Stage::Ended,
             Foretold::Error(code, _) => return Err(format!("{} was refused: {code:?}", process.name)),
-            Foretold::Stream(_) => {}
+            Foretold::Stream(_) | Foretold::Removed(..) => {}
         }
         Ok(())
     }

@@ -260,3 +260,84 @@ pub(crate) fn a_hostile_batch_costs_its_neighbours_nothing(seed: u64, sabotages:
     check!(is_there, "stored at {offset}, and there is {there:?}");
     Ok(())
 }
+
+fn codes(answers: &[(SessionKey, Answer)]) -> Vec<Answer> {
+    answers.iter().map(|(_, answer)| *answer).collect()
+}
+
+/// B8: what was on its way to a removed stream never gets into the one that has its name now: not a batch in flight, not a
+/// late duplicate, not a zombie's; and what was written to the old one says nothing about the new one.
+pub(crate) fn a_stream_made_again_is_another_one(seed: u64, sabotages: Sabotages) -> Checked {
+    let count = 1 + seed % 3;
+    let (mut rig, old, zombie) = written(seed, sabotages, count)?;
+    let grant = rig.session("shop", 2)?;
+    rig.told().answers.clear();
+    let gone = refused(ErrorCode::StreamGone, 0);
+    let next = |stream, at: u64| dense(stream, count + at, &["in flight"]);
+    // In one group: a batch, the removal, the batches that were in flight, the new stream, and more of those.
+    rig.publish(FIRST, &grant, &next(old, 1))?;
+    let removed = rig.remove_stream(old)?;
+    rig.publish(FIRST, &grant, &next(old, 2))?;
+    let created = rig.create_stream("orders", false)?;
+    rig.publish(FIRST, &grant, &next(old, 2))?;
+    rig.publish(FIRST, &grant, &dense(old, 1, &["order 1"]))?;
+    rig.publish(SECOND, &zombie, &next(old, 1))?;
+    let again = rig.remove_stream(old)?;
+    rig.commit()?;
+    let answers: Vec<_> = rig.told().answers.drain(..).collect();
+    check!(codes(&answers) == [stored(count, 0), gone, gone, gone, gone], "{answers:?}");
+    match rig.now_replied(removed)? {
+        ResponseResult::Ok(Response::Stream(stream)) if stream.id == old && stream.tail.get() == count + 1 => {}
+        other => return Err(format!("removed: {other:?}")),
+    }
+    let again = rig.now_replied(again)?;
+    check!(matches!(&again, ResponseResult::Error(error) if error.code == ErrorCode::StreamGone.number()), "{again:?}");
+    let new = match rig.now_replied(created)? {
+        ResponseResult::Ok(Response::Stream(stream)) if stream.tail == Offset::new(0) => stream.id,
+        other => return Err(format!("made again: {other:?}")),
+    };
+    check!(new != old, "an id was given twice");
+    restart(&mut rig, seed)?;
+    let grant = resume(&mut rig, &grant, 2)?.map_err(|code| format!("not resumed: {code:?}"))?;
+    let position = rig.sequencer().producer_stream(grant.producer, new);
+    let is_new = matches!(position, ResponseResult::Ok(Response::ProducerStream { last_sequence, .. }) if last_sequence == Sequence::NONE);
+    check!(is_new, "what was written to the old stream is told of the new one: {position:?}");
+    let answer = rig.settle(FIRST, &grant, &next(new, 2))?;
+    check!(answer == refused(ErrorCode::SequenceGap, 1), "{answer:?}");
+    let answer = rig.settle(FIRST, &grant, &dense(new, 1, &["the first of the new one"]))?;
+    check!(answer == stored(0, 0), "{answer:?}");
+    let answer = rig.settle(FIRST, &grant, &next(old, 1))?;
+    check!(answer == gone, "{answer:?}");
+    check!(tail(&rig, new) == 1, "{} records", tail(&rig, new));
+    Ok(())
+}
+
+/// A9: a removal that was told is there after every crash, as long as there are bytes of the stream; one that was not told
+/// may be undone, and then all of the stream is there.
+pub(crate) fn a_removed_stream_stays_removed(seed: u64, sabotages: Sabotages) -> Checked {
+    let count = 1 + seed % 3;
+    let (mut rig, stream, grant) = written(seed, sabotages, count)?;
+    drop(rig.remove_stream(stream)?);
+    rig.hand_over();
+    rig.step()?;
+    rig.cut_power_losing_unsynced();
+    reopen(&mut rig)?;
+    // The disk may have written it back all the same.
+    if rig.sequencer().durable().catalogue.stream(stream).is_some() {
+        check!(tail(&rig, stream) == count, "half of a removal: {} of {count} records", tail(&rig, stream));
+        rig.removed(stream)?;
+    }
+    for start in 0..3 {
+        restart(&mut rig, seed + start)?;
+        check!(tail(&rig, stream) == 0, "start {start}: the removed stream is back");
+        let grant = resume(&mut rig, &grant, 1)?.map_err(|code| format!("not resumed: {code:?}"))?;
+        let answer = rig.settle(FIRST, &grant, &dense(stream, count + 1, &["late"]))?;
+        check!(answer == refused(ErrorCode::StreamGone, 0), "start {start}: {answer:?}");
+        check!(rig.sequencer().durable().catalogue.is_empty(), "start {start}: it is listed");
+    }
+    let new = rig.stream("orders")?;
+    check!(new != stream, "an id was given twice");
+    restart(&mut rig, seed)?;
+    check!(rig.sequencer().durable().catalogue.len() == 1 && tail(&rig, new) == 0, "not the new stream alone");
+    Ok(())
+}

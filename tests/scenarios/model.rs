@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tidelog::state::{BatchAppended, Change, EpochRaised, Grant, State, StreamCreated};
+use tidelog::state::{BatchAppended, Change, EpochRaised, Grant, State, StreamCreated, StreamRemoved};
 use tidelog_protocol::{
     AttemptId, BATCH_HEADER_LEN, BatchHeader, BatchRecords, Epoch, ErrorCode, Offset, ProducerId, ProducerName,
     StreamId, StreamName, StreamSettings,
@@ -85,9 +85,31 @@ impl Model {
 
     pub(crate) fn stream(&self, name: &StreamName) -> Option<StreamId> {
         self.entries.iter().find_map(|entry| match &entry.change {
-            Change::StreamCreated(created) if created.name == *name => Some(created.id),
+            Change::StreamCreated(created) if created.name == *name && self.tails.contains_key(&created.id) => {
+                Some(created.id)
+            }
             _ => None,
         })
+    }
+
+    /// Streams that were made, removed ones too.
+    pub(crate) fn streams(&self) -> Vec<StreamId> {
+        let made = self.entries.iter().filter_map(|entry| match &entry.change {
+            Change::StreamCreated(created) => Some(created.id),
+            _ => None,
+        });
+        made.collect()
+    }
+
+    /// Whether a stream is there.
+    pub(crate) fn has(&self, stream: StreamId) -> bool {
+        self.tails.contains_key(&stream)
+    }
+
+    /// Up to and with the removal of a stream, so many entries.
+    pub(crate) fn count_to_removal(&self, stream: StreamId) -> Option<usize> {
+        let is_it = |entry: &Entry| matches!(entry.change, Change::StreamRemoved(removed) if removed.id == stream);
+        self.entries.iter().position(is_it).map(|at| at + 1)
     }
 
     pub(crate) fn producer(&self, name: &ProducerName) -> Option<(ProducerId, Epoch, AttemptId)> {
@@ -211,6 +233,12 @@ impl Model {
         id
     }
 
+    pub(crate) fn order_removal(&mut self, stream: StreamId, end: u64, fold: State) {
+        let mut removed = StreamRemoved { id: stream, decided_at: 0 };
+        removed.decided_at = end - entry_len(removed.to_facts().unwrap().as_bytes().len(), 0, 0) as u64;
+        self.push(Change::StreamRemoved(removed), Bytes::new(), end, fold);
+    }
+
     pub(crate) fn order_epoch(
         &mut self,
         name: &ProducerName,
@@ -255,6 +283,10 @@ impl Model {
         match &entry.change {
             Change::StreamCreated(created) => {
                 self.tails.insert(created.id, 0);
+            }
+            Change::StreamRemoved(removed) => {
+                self.tails.remove(&removed.id);
+                self.outputs.retain(|(_, stream), _| *stream != removed.id);
             }
             Change::EpochRaised(raised) => {
                 self.epochs.insert(raised.id, (raised.epoch, raised.attempt));

@@ -14,6 +14,9 @@ pub(crate) const WINDOW_BATCHES: usize = 6;
 /// Answered batches that it may send again for no reason.
 const REMEMBERED_BATCHES: usize = 6;
 
+/// Batches for removed streams that it may still send.
+const LATE_BATCHES: usize = 12;
+
 /// How a program numbers its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Numbering {
@@ -82,6 +85,8 @@ pub(crate) struct Process {
     /// Its request was sent in this life of the broker, and waits.
     pub(crate) is_waiting: bool,
     pub(crate) outputs: BTreeMap<StreamId, Output>,
+    /// Batches for streams that are gone, which may be sent all the same: a resend that was on its way, a zombie.
+    pub(crate) late: VecDeque<Bytes>,
 }
 
 impl Process {
@@ -90,7 +95,24 @@ impl Process {
             Numbering::Anonymous => Stage::Opened { id: ProducerId::ANONYMOUS, epoch: Epoch::NONE },
             _ => Stage::New,
         };
-        Self { name: name.clone(), numbering, attempt, stage, is_waiting: false, outputs: BTreeMap::new() }
+        Self {
+            name: name.clone(),
+            numbering,
+            attempt,
+            stage,
+            is_waiting: false,
+            outputs: BTreeMap::new(),
+            late: VecDeque::new(),
+        }
+    }
+
+    /// The stream was removed: nothing of what it has not been answered will be stored, and it makes no more for it.
+    pub(crate) fn give_up(&mut self, stream: StreamId) {
+        let Some(output) = self.outputs.remove(&stream) else { return };
+        self.late.extend(output.remembered.into_iter().chain(output.window).map(|made| made.bytes));
+        while self.late.len() > LATE_BATCHES {
+            self.late.pop_front();
+        }
     }
 
     /// The broker is gone: what was not answered may or may not have been done.

@@ -29,6 +29,7 @@ const ENTRIES_AT: u64 = 8_192;
 pub(crate) struct Told {
     pub(crate) answers: VecDeque<(SessionKey, Answer)>,
     pub(crate) delivered: VecDeque<(StreamId, LiveBatch)>,
+    pub(crate) removed: Vec<StreamId>,
     pub(crate) is_followed: bool,
 }
 
@@ -43,6 +44,10 @@ impl Sink for Told {
 
     fn deliver(&mut self, stream: StreamId, batch: LiveBatch) {
         self.delivered.push_back((stream, batch));
+    }
+
+    fn remove(&mut self, stream: StreamId) {
+        self.removed.push(stream);
     }
 }
 
@@ -241,6 +246,10 @@ impl Rig {
         self.request(|life, to| life.sequencer.create_stream(name, if_not_exists, settings, life.now, to))
     }
 
+    pub(crate) fn remove_stream(&mut self, stream: StreamId) -> Checked<Reply> {
+        self.request(|life, to| life.sequencer.remove_stream(stream, life.now, to))
+    }
+
     pub(crate) fn open_producer(&mut self, name: &str, found: u64, attempt: u8) -> Checked<Reply> {
         self.open_producer_as(&ProducerName::new(name).unwrap(), Epoch::new(found), AttemptId::new([attempt; 16]))
     }
@@ -361,6 +370,12 @@ impl Rig {
 
     // The other threads.
 
+    /// Does this job now.
+    pub(crate) fn job(&mut self, job: Job) -> std::io::Result<()> {
+        self.life().jobs.push_front(job);
+        self.run_job().map(|_| ())
+    }
+
     /// Does one job; a failed one waits for another try.
     pub(crate) fn run_job(&mut self) -> std::io::Result<bool> {
         let life = self.life();
@@ -444,6 +459,16 @@ impl Rig {
         match self.now_replied(reply)? {
             ResponseResult::Ok(Response::Stream(stream)) => Ok(stream.id),
             other => Err(format!("stream '{name}' was not made: {other:?}")),
+        }
+    }
+
+    /// Removes a stream, durably.
+    pub(crate) fn removed(&mut self, stream: StreamId) -> Checked {
+        let reply = self.remove_stream(stream)?;
+        self.commit()?;
+        match self.now_replied(reply)? {
+            ResponseResult::Ok(Response::Stream(removed)) if removed.id == stream => Ok(()),
+            other => Err(format!("stream {stream} was not removed: {other:?}")),
         }
     }
 

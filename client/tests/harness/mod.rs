@@ -79,6 +79,7 @@ impl Broker {
             limits: Limits::default(),
             token: None,
             streams: Vec::new(),
+            streams_made: 0,
             producers: HashMap::new(),
             last: HashMap::new(),
             recent: Vec::new(),

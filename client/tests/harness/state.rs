@@ -18,6 +18,7 @@ pub struct State {
     pub limits: Limits,
     pub token: Option<String>,
     pub streams: Vec<FakeStream>,
+    pub streams_made: u64,
     pub producers: HashMap<String, (ProducerId, Epoch, AttemptId)>,
     pub last: HashMap<(ProducerId, StreamId), Last>,
     /// Batches of named producers that are still known: what a sparse one is compared with.
@@ -64,7 +65,8 @@ pub struct Stored {
 
 impl State {
     pub fn add_stream(&mut self, name: &str) -> StreamId {
-        let id = StreamId::new(1_000 + self.streams.len() as u64);
+        let id = StreamId::new(1_000 + self.streams_made);
+        self.streams_made += 1;
         self.streams.push(FakeStream { id, name: StreamName::new(name).unwrap(), tail: 0, batches: Vec::new() });
         id
     }
@@ -121,6 +123,11 @@ impl State {
                     self.add_stream(name.as_str());
                 }
                 Ok(Response::Stream(self.named(name.as_str()).describe()))
+            }
+            Request::RemoveStream { stream } => {
+                let at = self.streams.iter().position(|there| there.id == stream);
+                let at = at.ok_or_else(|| WireError::new(ErrorCode::StreamGone, "removed"))?;
+                Ok(Response::Stream(self.streams.remove(at).describe()))
             }
             Request::StreamInfo { name } => {
                 let found = self.streams.iter().find(|stream| stream.name == name);

@@ -44,6 +44,10 @@ enum Act {
     Anonymous {
         stream: usize,
     },
+    /// A stream is removed, and made again under its name.
+    Remake {
+        stream: usize,
+    },
     /// The broker starts again from its log.
     Restart,
 }
@@ -64,6 +68,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (any::<prop::sample::Index>(), epochs_ago).prop_map(|(pick, epochs_ago)| Act::Resend { pick, epochs_ago }),
         1 => (0..PRODUCERS).prop_map(|producer| Act::Open { producer }),
         1 => (0..STREAMS).prop_map(|stream| Act::Anonymous { stream }),
+        1 => (0..STREAMS).prop_map(|stream| Act::Remake { stream }),
         1 => Just(Act::Restart),
     ]
 }
@@ -79,6 +84,7 @@ struct Stored {
 struct Traffic {
     log: Log,
     streams: Vec<StreamId>,
+    gone: Vec<StreamId>,
     producers: Vec<ProducerId>,
     model: Vec<Vec<Stored>>,
     /// Every batch that was sent by a named producer, with the place of its stream.
@@ -94,7 +100,7 @@ impl Traffic {
         let streams = (0..STREAMS).map(|number| log.stream(&format!("s{number}"))).collect();
         let producers = (0..PRODUCERS).map(|number| log.open(&format!("p{number}"), attempt(0)).producer).collect();
         let model = vec![Vec::new(); STREAMS];
-        Self { log, streams, producers, model, sent: Vec::new(), whole: Vec::new(), attempts: 0 }
+        Self { log, streams, gone: Vec::new(), producers, model, sent: Vec::new(), whole: Vec::new(), attempts: 0 }
     }
 
     fn written(&self, producer: ProducerId, stream: usize) -> Vec<(usize, &Stored)> {
@@ -148,6 +154,13 @@ impl Traffic {
                 let value = Bytes::from_static(b"nobody");
                 self.model[stream].push(Stored { producer: ProducerId::ANONYMOUS, sequence: 0, value });
             }
+            Act::Remake { stream } => {
+                let id = self.streams[stream];
+                self.log.remove(id);
+                self.gone.push(id);
+                self.streams[stream] = self.log.stream(&format!("s{stream}"));
+                self.model[stream].clear();
+            }
             Act::Restart => {
                 let mut state = State::default();
                 for change in &self.log.changes {
@@ -176,6 +189,10 @@ impl Traffic {
         self.sent.push((producer, stream, batch.clone()));
 
         let verdict = self.log.publish(&grant, &batch);
+        if header.stream != self.streams[stream] {
+            assert_eq!(verdict, refused(ErrorCode::StreamGone, 0), "it was meant for the one before");
+            return;
+        }
         if epoch < current {
             assert_eq!(verdict, refused(ErrorCode::Fenced, current));
             return;
@@ -270,6 +287,9 @@ impl Traffic {
                 let state = self.log.state.producers.sequence(*producer, *stream);
                 assert_eq!(state.map_or(0, |state| state.last.get()), sequences.last().copied().unwrap_or(0));
             }
+        }
+        for (stream, producer) in self.gone.iter().flat_map(|gone| self.producers.iter().map(move |of| (*gone, *of))) {
+            assert_eq!(self.log.state.producers.sequence(producer, stream), None, "nothing is kept of what is gone");
         }
     }
 }

@@ -51,6 +51,31 @@ impl Crash {
         Ok(Way::On)
     }
 
+    /// Any stream that was ever made, whoever still writes to it.
+    pub(super) fn remove_stream(&mut self) -> Checked<Way> {
+        let streams = self.model.streams();
+        if streams.is_empty() {
+            return Ok(Way::On);
+        }
+        let stream = streams[self.rng.below(streams.len() as u64) as usize];
+        let (is_there, tail) = (self.model.has(stream), self.model.tail(stream));
+        let before = self.rig.sequencer().log().content_end();
+        let reply = match self.rig.remove_stream(stream) {
+            Ok(reply) => reply,
+            Err(text) => return self.no_room(&text),
+        };
+        let foretold = if is_there {
+            let (end, fold) = self.appended(before)?;
+            self.model.order_removal(stream, end, fold);
+            self.tally.removed += 1;
+            Foretold::Removed(stream, tail)
+        } else {
+            Foretold::Error(ErrorCode::StreamGone, None)
+        };
+        self.ask(reply, foretold, None);
+        Ok(Way::On)
+    }
+
     /// Something was appended: up to here, and this is the fold behind it.
     fn appended(&mut self, before: u64) -> Checked<(u64, State)> {
         let sequencer = self.rig.sequencer();
@@ -137,20 +162,30 @@ impl Crash {
     fn write(&mut self, index: usize, id: ProducerId, session: SessionKey, grant: Grant) -> Checked<Way> {
         self.look()?;
         let streams = self.rig.sequencer().durable().catalogue.list(None, 100).0;
+        let mut streams: Vec<StreamId> = streams.into_iter().map(|stream| stream.id).collect();
+        // Nobody has told it that a stream is gone.
+        let shown = streams.len();
+        let its = self.processes[index].outputs.keys();
+        streams.extend(its.filter(|id| !streams[..shown].contains(id)).copied().collect::<Vec<_>>());
         if streams.is_empty() {
             return Ok(Way::On);
         }
-        let stream = streams[self.rng.below(streams.len() as u64) as usize].id;
-        if !self.processes[index].outputs.contains_key(&stream) {
+        let stream = streams[self.rng.below(streams.len() as u64) as usize];
+        let is_first_use = !self.processes[index].outputs.contains_key(&stream);
+        if is_first_use {
             let next = self.first_use(index, id, stream)?;
             self.processes[index].outputs.insert(stream, Output { next, ..Output::default() });
         }
         let process = &mut self.processes[index];
         let probe = match self.rng.below(16) {
+            // What a producer begins with is a case of its own.
+            _ if is_first_use && self.rng.chance(3) => process.beyond(stream),
             0 | 1 => process.outputs[&stream].remembered.back().map(|made| made.bytes.clone()),
             2 => process.outputs[&stream].remembered.front().map(|made| made.bytes.clone()),
             3 => process.beyond(stream),
             4 => process.lie(stream),
+            6 if self.rng.chance(2) => process.late.front().cloned(),
+            6 => process.late.back().cloned(),
             5 => {
                 let hostile =
                     process.outputs[&stream].remembered.back().map(|made| corrupted(&made.bytes, &mut self.rng));

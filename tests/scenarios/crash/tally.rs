@@ -16,6 +16,8 @@ pub(crate) struct Tally {
     pub(crate) gaps: u64,
     pub(crate) reused: u64,
     pub(crate) malformed: u64,
+    pub(crate) gone: u64,
+    pub(crate) removed: u64,
     pub(crate) opened: u64,
     pub(crate) reopened: u64,
     pub(crate) poisoned: u64,
@@ -34,6 +36,8 @@ impl Tally {
         self.gaps += other.gaps;
         self.reused += other.reused;
         self.malformed += other.malformed;
+        self.gone += other.gone;
+        self.removed += other.removed;
         self.opened += other.opened;
         self.reopened += other.reopened;
         self.poisoned += other.poisoned;
@@ -50,6 +54,7 @@ impl Tally {
             Outcome::Refused { code: ErrorCode::SequenceGap, .. } => self.gaps += 1,
             Outcome::Refused { code: ErrorCode::SequenceReused, .. } => self.reused += 1,
             Outcome::Refused { code: ErrorCode::Malformed, .. } => self.malformed += 1,
+            Outcome::Refused { code: ErrorCode::StreamGone, .. } => self.gone += 1,
             Outcome::Refused { .. } => {}
         }
     }
