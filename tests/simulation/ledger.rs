@@ -141,15 +141,18 @@ impl Ledger {
         self.acknowledged(program, stream, receipt.last.get());
         self.tally.duplicates += if receipt.duplicate { u64::from(receipt.count) } else { u64::from(receipt.skip) };
         let Some(base) = receipt.base_offset else { return Ok(()) };
-        let promises = self.promises.entry((program.to_owned(), stream)).or_default();
         let first = receipt.first.get() + u64::from(receipt.skip);
         for (sequence, offset) in (first..=receipt.last.get()).zip(base.get()..) {
-            let told = *promises.offsets.entry(sequence).or_insert(offset);
-            check!(
-                told == offset,
-                "{program} was told offsets {told} and {offset} for its {sequence} in stream {stream}"
-            );
+            self.told_offset(program, stream, sequence, offset)?;
         }
+        Ok(())
+    }
+
+    /// It was told where one of its records stands.
+    pub(crate) fn told_offset(&mut self, program: &str, stream: usize, sequence: u64, offset: u64) -> Checked {
+        let promises = self.promises.entry((program.to_owned(), stream)).or_default();
+        let told = *promises.offsets.entry(sequence).or_insert(offset);
+        check!(told == offset, "{program} was told offsets {told} and {offset} for its {sequence} in stream {stream}");
         Ok(())
     }
 

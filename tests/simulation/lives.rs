@@ -17,6 +17,7 @@ use super::Checked;
 use super::consumers;
 use super::disk::{DiskPace, SYNC_TIMEOUT, SharedPace};
 use super::programs::Program;
+use super::stranger;
 use super::tally::Tally;
 use super::world::{World, stream_name};
 use crate::check;
@@ -151,6 +152,10 @@ impl Lives {
                     world.watch("a consumer", following).await;
                 });
             }
+            let roaming = Rc::clone(&world);
+            spawn_local(async move {
+                roaming.watch("a stranger", stranger::roam(Rc::clone(&roaming), STREAMS - 1)).await;
+            });
             let auditing = Rc::clone(&world);
             spawn_local(async move {
                 auditing.watch("an auditor", consumers::keep_auditing(Rc::clone(&auditing), STREAMS)).await;
@@ -357,9 +362,12 @@ impl Lives {
             for stream in 0..STREAMS {
                 consumers::audit(&world, stream, &mut rng).await?;
             }
-            consumers::ask_for_epochs(&world, &NAMES, &mut rng).await?;
+            consumers::ask_for_epochs(&world, &NAMES, &mut rng).await
+        };
+        let finishing = async {
+            let finished = finishing.await;
             stop.notify_one();
-            Ok(())
+            finished
         };
         let ended = timeout(REST, async {
             tokio::select! {

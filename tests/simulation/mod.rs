@@ -12,6 +12,7 @@ pub(crate) mod disk;
 pub(crate) mod ledger;
 pub(crate) mod lives;
 pub(crate) mod programs;
+pub(crate) mod stranger;
 pub(crate) mod tally;
 pub(crate) mod trace;
 pub(crate) mod value;

@@ -28,6 +28,8 @@ pub(crate) struct Tally {
     pub(crate) processes: u64,
     pub(crate) fenced: u64,
     pub(crate) woken: u64,
+    /// Batches that no honest client sends, each answered as it should be.
+    pub(crate) probes: u64,
     /// Records seen by consumers, and whole streams read and checked.
     pub(crate) seen: u64,
     pub(crate) audits: u64,
@@ -56,6 +58,7 @@ impl Tally {
             processes,
             fenced,
             woken,
+            probes,
             seen,
             audits,
             segments,
@@ -77,6 +80,7 @@ impl Tally {
         self.processes += processes;
         self.fenced += fenced;
         self.woken += woken;
+        self.probes += probes;
         self.seen += seen;
         self.audits += audits;
         self.segments += segments;
