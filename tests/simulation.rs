@@ -1,7 +1,7 @@
 //! The whole broker and its clients on one thread, from a seed: whatever dies, breaks or is late, what was promised holds.
 //!
 //! `cargo test` simulates 400 crashes of the broker; `TIDELOG_SIM_CRASHES=2000` that many (faster with `--release`).
-//! A failure prints its seed and what led there; `TIDELOG_SEED=N` replays it.
+//! A failure prints its seed and what led there; `TIDELOG_SEED=N` replays it. Both together begin with that seed.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
 
 #[path = "simulation/mod.rs"]
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use simulation::lives;
+use simulation::lives::{self, Mishap};
 use simulation::tally::Tally;
 use tidelog_storage::Sabotages;
 
@@ -25,16 +25,18 @@ fn from_environment(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_dies_breaks_or_is_late_what_was_promised_holds() {
-    if let Some(seed) = from_environment("TIDELOG_SEED") {
+    let (first_seed, crashes) = (from_environment("TIDELOG_SEED"), from_environment("TIDELOG_SIM_CRASHES"));
+    if let (Some(seed), None) = (first_seed, crashes) {
         let outcome = lives::run(seed, CRASHES_PER_SEED, Sabotages::default()).unwrap_or_else(|text| panic!("{text}"));
         println!("{outcome:?}");
         return;
     }
-    let wanted = from_environment("TIDELOG_SIM_CRASHES").unwrap_or(400);
-    println!("{wanted} crashes");
+    let wanted = crashes.unwrap_or(400);
+    let first_seed = first_seed.unwrap_or(1);
+    println!("{wanted} crashes, {CRASHES_PER_SEED} for each seed from {first_seed} on");
     #[expect(clippy::disallowed_methods, reason = "a figure for people")]
     let started = Instant::now();
-    let next_seed = AtomicU64::new(1);
+    let next_seed = AtomicU64::new(first_seed);
     let all = Mutex::new(Tally::default());
     let total = || all.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || {
@@ -62,6 +64,42 @@ fn whatever_dies_breaks_or_is_late_what_was_promised_holds() {
     let met = [tally.at_operation, tally.at_message, tally.at_moment, tally.breaks, tally.fenced, tally.duplicates];
     assert!(met.iter().all(|count| *count >= wanted / 40), "too little happened: {tally:?}");
     assert!(tally.acknowledged > 20 * wanted && tally.seen > 20 * wanted, "too little happened: {tally:?}");
+}
+
+/// Does it to the first, the second … until a run passes untouched; returns how often that was.
+fn one_after_the_other(mishap: fn(u64) -> Mishap, struck: fn(&Tally) -> u64) -> u64 {
+    let seed = from_environment("TIDELOG_SEED").unwrap_or(1);
+    let mut untouched = 0;
+    for n in 1.. {
+        let outcome = lives::run_once(seed, mishap(n), Sabotages::default())
+            .unwrap_or_else(|text| panic!("TIDELOG_SEED={seed} {:?}: {text}", mishap(n)));
+        if struck(&outcome.tally) == 0 {
+            untouched = n;
+            break;
+        }
+    }
+    untouched - 1
+}
+
+#[test]
+fn every_disk_operation_may_be_the_last() {
+    let count = one_after_the_other(Mishap::PowerFailsAtOperation, |tally| tally.at_operation);
+    println!("{count} operations");
+    assert!(count >= 40, "{count} operations");
+}
+
+#[test]
+fn every_message_may_be_the_last() {
+    let count = one_after_the_other(Mishap::PowerFailsAtMessage, |tally| tally.at_message);
+    println!("{count} messages");
+    assert!(count >= 100, "{count} messages");
+}
+
+#[test]
+fn every_message_may_be_lost_with_its_connection() {
+    let count = one_after_the_other(Mishap::ConnectionBreaksAtMessage, |tally| tally.planned_breaks);
+    println!("{count} messages");
+    assert!(count >= 100, "{count} messages");
 }
 
 #[test]

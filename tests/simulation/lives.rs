@@ -41,12 +41,22 @@ pub(crate) struct Outcome {
 
 /// Lets a broker die `crashes` times by what follows from `seed`. An error says what was wrong and what led there.
 pub(crate) fn run(seed: u64, crashes: u64, sabotages: Sabotages) -> Checked<Outcome> {
+    simulate(seed, sabotages, async |lives| lives.run(crashes).await)
+}
+
+/// Lets exactly this happen to what follows from `seed`, then nothing bad any more. The outcome's tally says whether it
+/// came to it.
+pub(crate) fn run_once(seed: u64, mishap: Mishap, sabotages: Sabotages) -> Checked<Outcome> {
+    simulate(seed, sabotages, async |lives| lives.run_once(mishap).await)
+}
+
+fn simulate(seed: u64, sabotages: Sabotages, lives: impl AsyncFnOnce(Lives) -> Checked<Outcome>) -> Checked<Outcome> {
     let panics = panics::counted();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let local = LocalSet::new();
     let (outcome, trace) = local.block_on(&runtime, async {
         let world = World::new(seed, sabotages);
-        let outcome = Lives::new(&world).run(crashes).await;
+        let outcome = lives(Lives::new(&world)).await;
         (outcome, world.trace.clone())
     });
     drop((local, runtime));
@@ -80,6 +90,17 @@ mod panics {
     }
 }
 
+/// One thing that goes wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mishap {
+    /// The power fails at the n-th disk operation of the first life.
+    PowerFailsAtOperation(u64),
+    /// The power fails at the n-th message.
+    PowerFailsAtMessage(u64),
+    /// The n-th message is lost with its connection.
+    ConnectionBreaksAtMessage(u64),
+}
+
 /// How a life is to end.
 #[derive(Debug, Clone, Copy)]
 enum End {
@@ -109,13 +130,38 @@ impl Lives {
     }
 
     async fn run(mut self, crashes: u64) -> Checked<Outcome> {
-        let world = Rc::clone(&self.world);
         self.spawn_actors();
         while self.tally.crashes < crashes {
             let broker = self.start().await?;
             self.live(broker).await?;
             sleep(Duration::from_millis(self.rng.below(800))).await;
         }
+        self.clear_up().await
+    }
+
+    async fn run_once(mut self, mishap: Mishap) -> Checked<Outcome> {
+        /// Long enough for some hundred messages.
+        const LIFE: Duration = Duration::from_millis(400);
+        self.spawn_actors();
+        let broker = self.start().await?;
+        let end = match mishap {
+            Mishap::PowerFailsAtOperation(n) => {
+                self.world.disk.crash_at_operation(n);
+                End::Operation(n)
+            }
+            Mishap::PowerFailsAtMessage(n) => End::Message(n),
+            Mishap::ConnectionBreaksAtMessage(n) => {
+                self.world.weather.break_at(n);
+                End::Stop
+            }
+        };
+        self.live_until(broker, end, LIFE).await?;
+        self.clear_up().await
+    }
+
+    /// Nothing bad happens any more: everything comes to its end and is compared.
+    async fn clear_up(mut self) -> Checked<Outcome> {
+        let world = Rc::clone(&self.world);
         world.trace.line(format_args!("it clears up"));
         world.clear_up();
         let broker = self.start().await?;
@@ -123,8 +169,9 @@ impl Lives {
         world.verdict()?;
         self.verify()?;
         let (messages, breaks, stalls) = world.weather.counts();
+        let planned_breaks = world.weather.planned_breaks();
         let time_ms = world.trace.elapsed().as_millis() as u64;
-        let mut tally = Tally { messages, breaks, stalls, time_ms, ..self.tally };
+        let mut tally = Tally { messages, breaks, stalls, planned_breaks, time_ms, ..self.tally };
         tally.add(&world.ledger.borrow().tally);
         Ok(Outcome { tally, digest: world.trace.digest() })
     }
@@ -245,11 +292,15 @@ impl Lives {
 
     // Lives.
 
-    async fn live(&mut self, mut broker: LocalBroker) -> Checked {
-        let world = Rc::clone(&self.world);
+    async fn live(&mut self, broker: LocalBroker) -> Checked {
         let end = self.choose_end();
         let longest = [300, 2_000, 6_000][self.rng.below(3) as usize];
         let time = Duration::from_micros(1 + self.rng.below(longest * 1_000));
+        self.live_until(broker, end, time).await
+    }
+
+    async fn live_until(&mut self, mut broker: LocalBroker, end: End, time: Duration) -> Checked {
+        let world = Rc::clone(&self.world);
         world.trace.line(format_args!("this life ends by {end:?} or after {time:?}"));
         world.weather.begin_life(if let End::Message(n) = end { Some(n) } else { None });
         let mut listener = world.network.listen();

@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) messages: u64,
     pub(crate) breaks: u64,
     pub(crate) stalls: u64,
+    /// Of the breaks, those that were planned.
+    pub(crate) planned_breaks: u64,
     /// Records that programs were told are durable.
     pub(crate) acknowledged: u64,
     /// Records that were answered as stored before.
@@ -53,6 +55,7 @@ impl Tally {
             messages,
             breaks,
             stalls,
+            planned_breaks,
             acknowledged,
             duplicates,
             processes,
@@ -75,6 +78,7 @@ impl Tally {
         self.messages += messages;
         self.breaks += breaks;
         self.stalls += stalls;
+        self.planned_breaks += planned_breaks;
         self.acknowledged += acknowledged;
         self.duplicates += duplicates;
         self.processes += processes;

@@ -28,11 +28,14 @@ struct State {
     is_dead: bool,
     /// The broker dies with the passage that counts this down to 0.
     passages_left: Option<u64>,
+    /// The connection breaks of the passage that counts this down to 0.
+    breaks_in: Option<u64>,
     /// Directions of connections that are held up: until then nothing arrives.
     stalls: BTreeMap<(u64, bool), Instant>,
     messages: u64,
     breaks: u64,
     stalled: u64,
+    planned: u64,
 }
 
 impl Weather {
@@ -42,10 +45,12 @@ impl Weather {
             is_calm: false,
             is_dead: true,
             passages_left: None,
+            breaks_in: None,
             stalls: BTreeMap::new(),
             messages: 0,
             breaks: 0,
             stalled: 0,
+            planned: 0,
         };
         Self { state: Mutex::new(state), trace, death }
     }
@@ -65,6 +70,11 @@ impl Weather {
         state.passages_left = None;
     }
 
+    /// The n-th passage from now is lost with its connection.
+    pub(crate) fn break_at(&self, n: u64) {
+        self.lock().breaks_in = Some(n);
+    }
+
     pub(crate) fn clear_up(&self) {
         self.lock().is_calm = true;
     }
@@ -72,6 +82,11 @@ impl Weather {
     /// How a connection to a dead broker ends.
     pub(crate) fn end_of_broker(&self) -> Cut {
         self.lock().end_of_broker()
+    }
+
+    /// Connections broken because of [`Self::break_at`].
+    pub(crate) fn planned_breaks(&self) -> u64 {
+        self.lock().planned
     }
 
     /// Messages, breaks and stalls so far.
@@ -147,6 +162,14 @@ impl Conditions for Weather {
         let mut state = self.lock();
         state.messages += 1;
         let mut fate = state.fate(passage);
+        if let Some(left) = state.breaks_in.filter(|left| *left > 0 && !state.is_dead) {
+            state.breaks_in = Some(left - 1);
+            if left == 1 {
+                state.planned += 1;
+                let kept_bytes = state.rng.below(passage.bytes as u64) as usize;
+                fate = Fate::Breaks { kept_bytes, cut: Cut { client: state.loss(), broker: state.loss() } };
+            }
+        }
         if let Some(left) = state.passages_left.filter(|_| !state.is_dead) {
             state.passages_left = Some(left.saturating_sub(1));
             if left <= 1 {
