@@ -85,6 +85,25 @@ impl Client {
     }
 
     /// What happens to the connection from now on. Any number of listeners may listen.
+    ///
+    /// ```
+    /// # use tidelog_client::*;
+    /// # use tidelog_protocol::*;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+    /// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+    /// let mut events = client.events();
+    /// broker.shutdown();
+    /// match events.next().await {
+    ///     Some(ConnectionEvent::Lost { error, .. }) => assert!(error.is_retryable()),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// client.close().await;
+    /// assert!(events.next().await.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn events(&self) -> ConnectionEvents {
         let state = self.shared.lock();
         let receiver = match &state.events {

@@ -108,6 +108,40 @@ pub enum ReaderEvent {
 /// itself behind the last offset it gave. An error is final.
 ///
 /// Records are slices of what was received: one that is kept keeps its whole batch (see [`Record::detach`]).
+///
+/// ```
+/// # use tidelog_client::*;
+/// # use tidelog_protocol::*;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+/// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+/// # let orders = client.create_stream(&StreamName::new("orders")?, StreamSettings::default(), true).await?;
+/// # let producer = client.producer(ProducerName::new("shop")?).open().await?;
+/// # let publisher = producer.stream(&orders).await?;
+/// # for value in ["a", "b", "c"] { publisher.publish(Record::new(value)).await?; }
+/// let mut reader = client.reader(&orders).from(StartAt::Last { count: 2 }).follow(true).open().await?;
+/// let mut next = reader.next_offset();
+/// // With `follow` this goes on for ever; here until two records have come.
+/// while next < Offset::new(3) {
+///     match reader.next_batch().await? {
+///         Some(ReaderEvent::Batch(batch)) => {
+///             for delivered in batch {
+///                 let delivered = delivered?;
+///                 assert_eq!(delivered.offset, next, "no gap that is not told");
+///                 println!("{}: {:?}", delivered.offset, delivered.record.value);
+///                 next = Offset::new(next.get() + 1);
+///             }
+///         }
+///         // Offsets that nobody can read any more: told, never skipped silently.
+///         Some(ReaderEvent::Gap { to, .. } | ReaderEvent::Damaged { to, .. }) => next = to,
+///         Some(_) | None => break,
+///     }
+/// }
+/// # assert_eq!(next, Offset::new(3));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Reader {
     client: Client,
     stream: StreamDescription,

@@ -4,32 +4,47 @@
 //! connection is lost. From it come [`Producer`]s, whose records are stored once and in order whatever happens
 //! meanwhile, and [`Reader`]s, which account for every offset of a stream.
 //!
-//! ```no_run
+//! ```
 //! use tidelog_client::{Client, ClientConfig, ReaderEvent};
-//! use tidelog_protocol::{ProducerName, StreamName, StreamSettings};
+//! use tidelog_protocol::{ProducerName, Record, StreamName, StreamSettings};
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::connect(ClientConfig::find(&"127.0.0.1:7440".parse()?, None)?).await?;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A broker for this example; a real one is started by `tidelog serve`, and told by an address such as
+//! // `127.0.0.1:7440` if it runs on this machine, with `?pin=…` if it does not.
+//! let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+//! let address = broker.address().parse()?;
+//!
+//! let client = Client::connect(ClientConfig::find(&address, None)?).await?;
 //! let orders = client.create_stream(&StreamName::new("orders")?, StreamSettings::default(), true).await?;
 //!
 //! let producer = client.producer(ProducerName::new("shop")?).open().await?;
 //! let publisher = producer.stream(&orders).await?;
+//! // Each of these is in the stream once when `close` returns, whatever happens to connection and broker meanwhile.
 //! publisher.send_value(b"two apples").await?;
+//! publisher.send(Record::new("a pear").with_key("customer 7")).await?;
 //! producer.close().await?;
 //!
+//! let mut values = Vec::new();
 //! let mut reader = client.reader(&orders).open().await?;
 //! while let Some(event) = reader.next_batch().await? {
 //!     if let ReaderEvent::Batch(batch) = event {
 //!         for record in batch {
-//!             let record = record?;
-//!             println!("{}: {:?}", record.offset, record.record.value);
+//!             values.push(record?.record.value);
 //!         }
 //!     }
 //! }
+//! assert_eq!(values, ["two apples", "a pear"]);
 //! client.close().await;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The other ways to publish: [waiting for each record](Publisher::publish), [not waiting for the
+//! disk](ProducerBuilder::ack), [with numbers of the application's own](Publisher::send_at), [which may
+//! jump](ProducerBuilder::sparse). What happens to the connection can be [listened to](Client::events).
+//!
+//! Futures of this crate may be dropped at any point: nothing is half done then, and each says what that means for it.
 //!
 //! Works on the caller's tokio runtime, of either flavour, with timers and I/O enabled. Keeps no global state, and
 //! neither reads nor sets the process' default TLS provider.

@@ -54,6 +54,28 @@ impl ProducerBuilder {
     /// all the same and sends it again after a lost connection or a restart of the broker, so that nothing is lost unless
     /// this process ends first, gives up after the client's timeout, is fenced, or the stream is removed.
     /// [`Publisher::flush`], [`Producer::close`] and receipts speak of durable records in both modes.
+    ///
+    /// ```
+    /// # use tidelog_client::*;
+    /// # use tidelog_protocol::*;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+    /// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+    /// # let readings = client.create_stream(&StreamName::new("readings")?, StreamSettings::default(), true).await?;
+    /// let producer = client.producer(ProducerName::new("sensor")?).ack(Ack::Accepted).open().await?;
+    /// let publisher = producer.stream(&readings).await?;
+    /// for celsius in ["19.5", "19.7", "19.6"] {
+    ///     let told = publisher.publish(Record::new(celsius)).await?;
+    ///     // Ordered, perhaps not yet durable: then it has no offset.
+    ///     assert!(told.durable || told.offset.is_none());
+    /// }
+    /// // Before the process ends it has to wait: what is only accepted lives in this producer.
+    /// producer.close().await?;
+    /// assert_eq!(publisher.last_offset(), Some(Offset::new(2)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn ack(mut self, ack: Ack) -> Self {
         self.ack = ack;
         self
@@ -70,6 +92,46 @@ impl ProducerBuilder {
     /// 15 commits after 17 was published, 15 is refused as `sequence_past`. It is not in the stream, and nothing will
     /// ever take it for a duplicate. Read an outbox by a number that is given at commit, or wait until all lower ids are
     /// settled.
+    ///
+    /// ```
+    /// # use tidelog_client::*;
+    /// # use tidelog_protocol::*;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+    /// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+    /// # let events = client.create_stream(&StreamName::new("events")?, StreamSettings::default(), true).await?;
+    /// // Rows of an outbox table, by id: some were rolled back.
+    /// let rows = [(3, "order 1 paid"), (4, "order 1 sent"), (9, "order 2 paid")];
+    ///
+    /// /// What runs after every start: nothing is remembered but what the broker holds.
+    /// async fn publish_outbox(
+    ///     client: &Client,
+    ///     events: &StreamDescription,
+    ///     rows: &[(u64, &'static str)],
+    /// ) -> Result<u64, Box<dyn std::error::Error>> {
+    ///     let producer = client.producer(ProducerName::new("outbox")?).sparse(true).open().await?;
+    ///     let publisher = producer.stream(events).await?;
+    ///     let last = publisher.last_sequence().get();
+    ///     for (id, text) in rows.iter().filter(|(id, _)| *id > last) {
+    ///         publisher.send_at(Sequence::new(*id), Record::new(*text)).await?;
+    ///     }
+    ///     producer.close().await?;
+    ///     Ok(publisher.published())
+    /// }
+    ///
+    /// assert_eq!(publish_outbox(&client, &events, &rows[..2]).await?, 2);
+    /// // Started again: goes on behind row 4.
+    /// assert_eq!(publish_outbox(&client, &events, &rows).await?, 1);
+    ///
+    /// // Row 7 was committed after row 9 had been published. It is not stored, and nobody says it is.
+    /// let producer = client.producer(ProducerName::new("outbox")?).sparse(true).open().await?;
+    /// let publisher = producer.stream(&events).await?;
+    /// let late = publisher.publish_at(Sequence::new(7), Record::new("order 3 paid")).await.unwrap_err();
+    /// assert_eq!(late.code(), Some(ErrorCode::SequencePast));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn sparse(mut self, sparse: bool) -> Self {
         self.sparse = sparse;
         self

@@ -100,6 +100,29 @@ impl Publisher {
     ///
     /// Cancel safe as [`send`](Self::send) is: the number can be given again.
     ///
+    /// ```
+    /// # use tidelog_client::*;
+    /// # use tidelog_protocol::*;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+    /// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+    /// # let orders = client.create_stream(&StreamName::new("orders")?, StreamSettings::default(), true).await?;
+    /// let lines = ["one", "two", "three"];
+    /// // The same input sent twice, as after a crash: its lines are stored once.
+    /// for published in [3, 0] {
+    ///     let producer = client.producer(ProducerName::new("import")?).open().await?;
+    ///     let publisher = producer.stream(&orders).await?;
+    ///     for (number, line) in (1..).zip(lines) {
+    ///         publisher.send_at(Sequence::new(number), Record::new(line)).await?;
+    ///     }
+    ///     producer.close().await?;
+    ///     assert_eq!((publisher.published(), publisher.duplicates()), (published, 3 - published));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// `sequence_gap` or `sequence_past` if the number does not fit: the record was not taken, nothing has ended, and
@@ -155,6 +178,23 @@ impl Publisher {
     ///
     /// If the future is dropped before it is ready, the record was either not taken or is sent as any other, once: the
     /// wait is given up, not the record.
+    ///
+    /// ```
+    /// # use tidelog_client::*;
+    /// # use tidelog_protocol::*;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let broker = tidelog::Broker::start(tidelog::BrokerConfig::in_memory())?;
+    /// # let client = Client::connect(ClientConfig::find(&broker.address().parse()?, None)?).await?;
+    /// # let orders = client.create_stream(&StreamName::new("orders")?, StreamSettings::default(), true).await?;
+    /// let producer = client.producer(ProducerName::new("shop")?).open().await?;
+    /// let publisher = producer.stream(&orders).await?;
+    /// let told = publisher.publish(Record::new("two apples")).await?;
+    /// assert!(told.durable);
+    /// assert_eq!((told.sequence, told.offset), (Sequence::new(1), Some(Offset::new(0))));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
