@@ -44,7 +44,8 @@
 //! disk](ProducerBuilder::ack), [with numbers of the application's own](Publisher::send_at), [which may
 //! jump](ProducerBuilder::sparse). What happens to the connection can be [listened to](Client::events).
 //!
-//! Futures of this crate may be dropped at any point: nothing is half done then, and each says what that means for it.
+//! Every future of this crate may be dropped while it waits, and leaves everything usable: those that take or give records
+//! say what that means for them; a request that was dropped may have been done.
 //!
 //! Works on the caller's tokio runtime, of either flavour, with timers and I/O enabled. Keeps no global state, and
 //! neither reads nor sets the process' default TLS provider.

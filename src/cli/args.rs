@@ -242,12 +242,76 @@ pub(crate) struct ProduceArguments {
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 
+    /// What a record is acknowledged by: `durable`, on the broker's disk, or `accepted`, ordered in its
+    /// memory. With both, the command ends well only when all of its records are durable, and sends again
+    /// what the broker has lost until then; receipts are of durable records.
+    #[arg(long, value_name = "durable|accepted", default_value = "durable")]
+    pub(crate) ack: AckArgument,
+
+    /// Take what stands before the first SEP of a line as the record's key, and the rest as its value.
+    #[arg(long, value_name = "SEP", value_parser = clap::builder::NonEmptyStringValueParser::new(), conflicts_with = "ndjson")]
+    pub(crate) key_separator: Option<String>,
+
+    /// Take a JSON object a line, as `consume --json` prints them: `value` or `value_base64`, and if
+    /// they are there `key` or `key_base64`, `headers`, `headers_base64`, `timestamp` (RFC 3339, or
+    /// milliseconds since 1970).
+    #[arg(long)]
+    pub(crate) ndjson: bool,
+
+    /// Take the sequence of a record from its object's `offset`, plus one, instead of counting lines: a
+    /// stream that is copied so is copied once, wherever the copy is taken up again. Offsets must rise.
+    #[arg(long, value_name = "offset", requires = "ndjson", requires = "producer")]
+    pub(crate) sequence_from: Option<SequenceFrom>,
+
+    /// Send this many records a second, evenly.
+    #[arg(long, value_name = "N/s")]
+    pub(crate) rate: Option<Rate>,
+
     /// Print a receipt for each record as soon as it is durable.
     #[arg(long)]
     pub(crate) receipts: bool,
 
     #[command(flatten)]
     pub(crate) client: ClientArguments,
+}
+
+/// What counts as acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum AckArgument {
+    /// On the broker's disk.
+    Durable,
+    /// Ordered in the broker's memory.
+    Accepted,
+}
+
+/// Where sequences come from, if not from the number of the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SequenceFrom {
+    /// The object's offset, plus one.
+    Offset,
+}
+
+/// Records a second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Rate(f64);
+
+impl Rate {
+    pub(crate) const fn per_second(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        let number = text.strip_suffix("/s").unwrap_or(text);
+        match number.parse::<f64>() {
+            // So that neither a wait nor a sum of waits leaves what a clock can hold.
+            Ok(rate) if (1e-6..=1e9).contains(&rate) => Ok(Rate(rate)),
+            _ => Err("not a number of records a second such as 1000/s or 0.5/s".to_owned()),
+        }
+    }
 }
 
 /// Read a stream's records in order, a line each.

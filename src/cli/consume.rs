@@ -130,9 +130,9 @@ fn object(batch: &DeliveredBatch, delivered: &DeliveredRecord) -> Value {
     for header in &record.headers {
         let name = String::from_utf8_lossy(&header.name).into_owned();
         match std::str::from_utf8(&header.value) {
-            Ok(text) => headers.insert(name, json!(text)),
-            Err(_) => encoded.insert(name, json!(STANDARD.encode(&header.value))),
-        };
+            Ok(text) => add(&mut headers, name, json!(text)),
+            Err(_) => add(&mut encoded, name, json!(STANDARD.encode(&header.value))),
+        }
     }
     object.insert("headers".to_owned(), Value::Object(headers));
     if !encoded.is_empty() {
@@ -140,6 +140,15 @@ fn object(batch: &DeliveredBatch, delivered: &DeliveredRecord) -> Value {
     }
     insert(&mut object, "value", &record.value);
     Value::Object(object)
+}
+
+/// A name with one value has the value, one with several an array of them.
+fn add(headers: &mut Map<String, Value>, name: String, value: Value) {
+    match headers.get_mut(&name) {
+        None => drop(headers.insert(name, value)),
+        Some(Value::Array(values)) => values.push(value),
+        Some(first) => *first = json!([first.take(), value]),
+    }
 }
 
 /// Bytes as text, or base64-encoded under another name if they are none.

@@ -8,6 +8,8 @@ mod lines;
 mod output;
 mod produce;
 mod ready;
+mod receipts;
+mod records;
 mod serve;
 mod stream;
 mod time;
