@@ -89,13 +89,16 @@ impl LiveQueue {
     }
 }
 
+/// Who comes after whom: the epoch, and within it the number of the attachment.
+type Turn = (Epoch, u64);
+
 /// All sessions that something is delivered to.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     /// In order, so that a simulated broker fails them in the same order whenever it is run again.
     outboxes: BTreeMap<SessionKey, Rc<Outbox>>,
     /// The one session that writes as a producer.
-    writers: HashMap<ProducerId, (SessionKey, Epoch)>,
+    writers: HashMap<ProducerId, (SessionKey, Turn)>,
     followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,
     /// The epoch with which each producer attached last since the start.
     attached: HashMap<ProducerId, Epoch>,
@@ -104,19 +107,21 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// A new publishing session. The one before of the same named producer ends: superseded if this one resumes it,
-    /// fenced if this one is of a later epoch. One of an earlier epoch, which was let in before and comes late, ends at once.
-    pub(crate) fn open_session(&mut self, grant: &Grant, outbox: &Rc<Outbox>) -> SessionKey {
+    /// fenced if this one is of a later epoch. One of an earlier epoch or attachment, which was let in before or was long
+    /// under way and comes late, ends at once.
+    pub(crate) fn open_session(&mut self, grant: &Grant, attachment: u64, outbox: &Rc<Outbox>) -> SessionKey {
         self.next_key += 1;
         let key = SessionKey(self.next_key);
-        if let Some((_, epoch)) = self.writers.get(&grant.producer)
-            && *epoch > grant.epoch
+        let turn = (grant.epoch, attachment);
+        if let Some((_, living)) = self.writers.get(&grant.producer)
+            && *living > turn
         {
-            outbox.fail(taken_over(grant.epoch, *epoch));
+            outbox.fail(taken_over(grant.epoch, living.0));
             return key;
         }
         self.outboxes.insert(key, Rc::clone(outbox));
         if grant.producer != ProducerId::ANONYMOUS
-            && let Some((before, epoch)) = self.writers.insert(grant.producer, (key, grant.epoch))
+            && let Some((before, (epoch, _))) = self.writers.insert(grant.producer, (key, turn))
             && let Some(outbox) = self.outboxes.remove(&before)
         {
             outbox.fail(taken_over(epoch, grant.epoch));
@@ -270,11 +275,11 @@ mod tests {
         let mut hub = Hub::default();
         let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
         let producer = ProducerId::new(8);
-        let old_key = hub.open_session(&grant(producer, 1), &old);
-        let new_key = hub.open_session(&grant(producer, 1), &new);
+        let old_key = hub.open_session(&grant(producer, 1), 0, &old);
+        let new_key = hub.open_session(&grant(producer, 1), 0, &new);
         assert!(old.has_failed() && !new.has_failed());
         hub.close_session(producer, old_key);
-        assert_eq!(hub.writers.get(&producer), Some(&(new_key, Epoch::new(1))));
+        assert_eq!(hub.writers.get(&producer), Some(&(new_key, (Epoch::new(1), 0))));
     }
 
     #[test]
@@ -282,7 +287,7 @@ mod tests {
         let mut hub = Hub::default();
         let outboxes = [(); 3].map(|()| Rc::new(Outbox::new(false)));
         for (outbox, epoch) in outboxes.iter().zip([1, 1, 2]) {
-            hub.open_session(&grant(ProducerId::new(8), epoch), outbox);
+            hub.open_session(&grant(ProducerId::new(8), epoch), 0, outbox);
         }
         let told = outboxes.map(|outbox| {
             let mut out = bytes::BytesMut::new();
@@ -294,15 +299,28 @@ mod tests {
     }
 
     #[test]
+    fn an_older_attachment_that_arrives_late_is_superseded_by_the_living_one() {
+        let mut hub = Hub::default();
+        let [first, third, second, fourth] = [(); 4].map(|()| Rc::new(Outbox::new(false)));
+        let grant = grant(ProducerId::new(8), 1);
+        for (attachment, outbox) in [(1, &first), (3, &third), (2, &second)] {
+            hub.open_session(&grant, attachment, outbox);
+        }
+        assert!(first.has_failed() && second.has_failed() && !third.has_failed());
+        hub.open_session(&grant, 4, &fourth);
+        assert!(third.has_failed() && !fourth.has_failed());
+    }
+
+    #[test]
     fn an_older_session_that_opens_late_ends_itself_and_not_the_live_one() {
         let mut hub = Hub::default();
         let (live, late) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
         let producer = ProducerId::new(8);
-        let live_key = hub.open_session(&grant(producer, 2), &live);
-        let late_key = hub.open_session(&grant(producer, 1), &late);
+        let live_key = hub.open_session(&grant(producer, 2), 0, &live);
+        let late_key = hub.open_session(&grant(producer, 1), 0, &late);
         assert!(late.has_failed() && !live.has_failed());
         hub.close_session(producer, late_key);
-        assert_eq!(hub.writers.get(&producer), Some(&(live_key, Epoch::new(2))));
+        assert_eq!(hub.writers.get(&producer), Some(&(live_key, (Epoch::new(2), 0))));
     }
 
     #[test]
@@ -330,8 +348,8 @@ mod tests {
     fn sessions_without_a_name_live_beside_each_other() {
         let mut hub = Hub::default();
         let (one, two) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
-        let first = hub.open_session(&grant(ProducerId::ANONYMOUS, 1), &one);
-        hub.open_session(&grant(ProducerId::ANONYMOUS, 1), &two);
+        let first = hub.open_session(&grant(ProducerId::ANONYMOUS, 1), 0, &one);
+        hub.open_session(&grant(ProducerId::ANONYMOUS, 1), 0, &two);
         assert!(!one.has_failed() && !two.has_failed());
         hub.close_session(ProducerId::ANONYMOUS, first);
         hub.fail_sessions(&WireError::new(ErrorCode::Poisoned, "poisoned"));
@@ -343,9 +361,9 @@ mod tests {
         let mut hub = Hub::default();
         let (old, new) = (Rc::new(Outbox::new(false)), Rc::new(Outbox::new(false)));
         let answer = Answer { outcome: tidelog_protocol::Outcome::Stored, base_offset: None, skip: 0 };
-        let old_key = hub.open_session(&grant(ProducerId::new(8), 1), &old);
+        let old_key = hub.open_session(&grant(ProducerId::new(8), 1), 0, &old);
         hub.answer(old_key, answer);
-        let new_key = hub.open_session(&grant(ProducerId::new(8), 1), &new);
+        let new_key = hub.open_session(&grant(ProducerId::new(8), 1), 0, &new);
         hub.answer(old_key, answer);
         hub.answer(new_key, answer);
         let mut out = bytes::BytesMut::new();

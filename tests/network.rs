@@ -11,10 +11,12 @@ use std::cell::{Cell, RefCell};
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use cuts::plan::{Plan, Step};
+use cuts::plan::{Death, Plan, Step, Trouble};
 use cuts::rig::{self, Outcome};
+use cuts::watch::Moment;
 use harness::random::{Random, number_from_environment};
 use harness::udp_proxy::{UdpProxy, Weather};
+use tidelog_protocol::FrameKind;
 use tokio::time::Instant;
 
 /// Cuts of one step unless told otherwise: one of each kind.
@@ -90,6 +92,17 @@ async fn a_producer_whose_opening_was_cut_does_not_fence_itself() {
 #[tokio::test]
 async fn an_attachment_that_was_cut_takes_over_from_itself() {
     cut(Step::Attach).await;
+}
+
+#[tokio::test]
+async fn an_attachment_that_arrives_late_does_not_end_the_one_that_lives() {
+    let seed = Random::seed_of_run();
+    let until = Moment::Sent(FrameKind::Publish, "");
+    let late = |index| Trouble::Late { datagrams: 1 + index % 4, until };
+    let plan =
+        |index| Plan { trouble: late(index), after: 0, death: Death::Never, ..Plan::new(seed, Step::Attach, index) };
+    let outcome = run_all("late attachments", seed, (0..8).map(plan).collect()).await;
+    assert!(outcome.line.released > 0, "{outcome}: nothing was late");
 }
 
 #[tokio::test]

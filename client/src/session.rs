@@ -79,6 +79,8 @@ pub(crate) struct Session {
     producer: ProducerId,
     epoch: Epoch,
     attempt: AttemptId,
+    /// Attachments of this session so far.
+    attachments: u64,
     /// Since when nothing has moved although something waits; `None` while nothing waits.
     stalled_since: Option<Instant>,
     backoff: Backoff,
@@ -94,7 +96,17 @@ impl Session {
         epoch: Epoch,
         attempt: AttemptId,
     ) -> Self {
-        Self { client, shared, producer, epoch, attempt, stalled_since: None, backoff: Backoff::default(), cause: None }
+        Self {
+            client,
+            shared,
+            producer,
+            epoch,
+            attempt,
+            attachments: 0,
+            stalled_since: None,
+            backoff: Backoff::default(),
+            cause: None,
+        }
     }
 
     /// Runs until the producer is stopped or can't go on.
@@ -166,10 +178,12 @@ impl Session {
     /// Opens the QUIC stream for batches and makes sure that the broker still has what it acknowledged.
     async fn attach(&mut self) -> Result<Channel, Error> {
         let link = self.client.link().await?;
+        self.attachments += 1;
         let request = Request::AttachProducer {
             producer: self.producer,
             epoch: self.epoch,
             attempt: self.attempt,
+            attachment: self.attachments,
             accepted: self.shared.lock().ack() == Ack::Accepted,
         };
         let (channel, response) = link.open(request).await?;

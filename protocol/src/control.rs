@@ -99,6 +99,9 @@ pub enum Request {
         epoch: Epoch,
         /// The attempt that opened it. Attaching again with the same one supersedes the QUIC stream before.
         attempt: AttemptId,
+        /// Counts what was attached with this attempt. The network may bring an older one last; it supersedes nothing.
+        #[serde(default)]
+        attachment: u64,
         /// Whether to tell, too, what is ordered and not yet durable.
         #[serde(default)]
         accepted: bool,

@@ -32,6 +32,7 @@ pub(crate) struct Attach {
     pub(crate) producer: ProducerId,
     pub(crate) epoch: Epoch,
     pub(crate) attempt: AttemptId,
+    pub(crate) attachment: u64,
     pub(crate) accepted: bool,
 }
 
@@ -63,7 +64,7 @@ pub(crate) async fn serve(
     }
     // The session before ends only now that what this one rests on is durable: what it is told must stay true.
     let outbox = Rc::new(Outbox::new(attach.accepted));
-    let session = Session::open(engine, allowance, grant, &outbox);
+    let session = Session::open(engine, allowance, grant, attach.attachment, &outbox);
     let reading = Cell::new(true);
     let incoming = async {
         let end = session.read_batches(reader).await;
@@ -104,9 +105,15 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(engine: &'a Rc<Engine>, allowance: &'a Allowance, grant: Grant, outbox: &'a Rc<Outbox>) -> Self {
+    fn open(
+        engine: &'a Rc<Engine>,
+        allowance: &'a Allowance,
+        grant: Grant,
+        attachment: u64,
+        outbox: &'a Rc<Outbox>,
+    ) -> Self {
         let mut hub = engine.hub.borrow_mut();
-        let key = hub.open_session(&grant, outbox);
+        let key = hub.open_session(&grant, attachment, outbox);
         if hub.note_attached(&grant) {
             engine.counters.reconnects.add(1);
         }

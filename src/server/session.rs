@@ -329,8 +329,11 @@ async fn serve_quic_stream(engine: Rc<Engine>, duplex: Duplex, place: QuicStream
     let allowance = place.allowance();
     let mut reader = FrameReader::new(receive, &engine, allowance);
     let end = match first_request(&mut reader).await {
-        Ok(RequestFrame { id, request: Request::AttachProducer { producer, epoch, attempt, accepted } }) => {
-            let attach = publish::Attach { id, producer, epoch, attempt, accepted };
+        Ok(RequestFrame {
+            id,
+            request: Request::AttachProducer { producer, epoch, attempt, attachment, accepted },
+        }) => {
+            let attach = publish::Attach { id, producer, epoch, attempt, attachment, accepted };
             publish::serve(&engine, send.as_mut(), &mut reader, allowance, attach).await
         }
         Ok(RequestFrame { id, request: Request::Subscribe { stream, from, follow } }) => {

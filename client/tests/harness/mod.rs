@@ -157,7 +157,7 @@ impl Broker {
         let frame = RequestFrame::decode(&first.body).unwrap();
         self.state().requests.push(frame.request.op());
         match frame.request {
-            Request::AttachProducer { producer, epoch, attempt, accepted } => {
+            Request::AttachProducer { producer, epoch, attempt, accepted, .. } => {
                 let checked = self.state().check_session(producer, epoch, attempt);
                 if let Err(error) = checked {
                     return channel.respond(frame.id, Err(error)).await;
