@@ -22,8 +22,10 @@ use crate::server::peers::Peers;
 use crate::state::Grant;
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker};
 
-/// How long after a file could not be prepared it is tried again.
-const SUPPLY_RETRY: Duration = Duration::from_secs(1);
+/// How long after a file could not be prepared it is tried again: soon at first, so that a moment without space costs
+/// hardly more than that moment, then twice as long each time, so that a disk that stays full is left in peace.
+const SUPPLY_RETRY_MIN: Duration = Duration::from_millis(20);
+const SUPPLY_RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// A group of this size is closed although more arrives: a producer that never pauses would otherwise fill its whole window
 /// before anything of it is synced, and disk and network would take turns instead of working at the same time.
@@ -181,6 +183,8 @@ pub(crate) struct Driver {
     is_preparing: bool,
     /// Files could not be made: the reserve is to be made whole when they can be again.
     is_short_of_space: bool,
+    /// The wait before the next try, if this one fails.
+    supply_retry: Duration,
     /// Watching takes a core that somebody else may need if there is only one, and finds nothing if the log is kept by
     /// this very thread.
     has_cores: bool,
@@ -215,6 +219,7 @@ impl Driver {
             watches_next: false,
             is_preparing: false,
             is_short_of_space: false,
+            supply_retry: SUPPLY_RETRY_MIN,
             has_cores,
         }
     }
@@ -351,6 +356,7 @@ impl Driver {
         match outcome {
             Ok(JobOutcome::Spare(spare)) => {
                 self.is_preparing = false;
+                self.supply_retry = SUPPLY_RETRY_MIN;
                 engine.with_sequencer(|sequencer, _| {
                     sequencer.log_mut().put_spare(spare);
                     sequencer.set_supply(Supply::Coming);
@@ -397,11 +403,13 @@ impl Driver {
     }
 
     /// Tries again later; until then `is_preparing` keeps a second try from starting.
-    fn retry_supply(&self, job: &Job) {
+    fn retry_supply(&mut self, job: &Job) {
         let Job::PrepareSpare { len } = *job else { return };
         let jobs = self.housekeeping.jobs();
+        let wait = self.supply_retry;
+        self.supply_retry = (wait * 2).min(SUPPLY_RETRY_MAX);
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(SUPPLY_RETRY).await;
+            tokio::time::sleep(wait).await;
             // The reserve first: it is small, and what helps most.
             jobs.send(Job::FillReserve);
             jobs.send(Job::PrepareSpare { len });

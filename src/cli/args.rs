@@ -76,6 +76,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, conflicts_with = "data")]
     pub(crate) memory: bool,
 
+    /// When the disk has not finished a sync after so long, acknowledge nothing more until a restart.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) sync_timeout: Duration,
+
     /// When ready, write one line of JSON (listen, http, pin, pid) to this open file descriptor and
     /// close it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]

@@ -94,7 +94,13 @@ async fn serve(arguments: ServeArguments, ready: Option<ReadyFd>) -> Result<(), 
 
 fn config(arguments: &ServeArguments) -> BrokerConfig {
     let medium = if arguments.memory { MediumChoice::Memory } else { MediumChoice::Disk(arguments.data.clone()) };
-    BrokerConfig { medium, listen: arguments.listen, http: arguments.http.address(), ..BrokerConfig::default() }
+    BrokerConfig {
+        medium,
+        listen: arguments.listen,
+        http: arguments.http.address(),
+        sync_timeout: arguments.sync_timeout,
+        ..BrokerConfig::default()
+    }
 }
 
 fn log_to_stderr() -> Result<(), CliError> {
@@ -284,13 +290,16 @@ mod tests {
 
     #[test]
     fn options_become_the_configuration() {
-        let config = config(&arguments(&["--data", "/d", "--listen", "[::1]:9", "--http", "off"]));
+        let words = ["--data", "/d", "--listen", "[::1]:9", "--http", "off", "--sync-timeout", "2s"];
+        let config = config(&arguments(&words));
         assert_eq!(config.folder(), Some(Path::new("/d")));
         assert_eq!(config.listen.to_string(), "[::1]:9");
         assert_eq!(config.http, None);
+        assert_eq!(config.sync_timeout.as_secs(), 2);
         let config = super::config(&arguments(&["--memory"]));
         assert!(matches!(config.medium, MediumChoice::Memory));
         assert_eq!(config.http.unwrap().to_string(), "127.0.0.1:7441");
+        assert_eq!(config.sync_timeout, BrokerConfig::default().sync_timeout);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where producers and consumers of a run note what they were told, and where the run waits for it.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -32,12 +33,19 @@ pub struct Board {
 struct State {
     phase: Phase,
     streams: Vec<Ledger>,
+    /// Producers that may send at present, or wait for answers.
+    sending: BTreeSet<u8>,
     failure: Option<Failure>,
 }
 
 impl Board {
     pub fn new(seed: u64, streams: usize) -> Self {
-        let state = State { phase: Phase::Open, streams: vec![Ledger::default(); streams], failure: None };
+        Self::going_on(seed, vec![Ledger::default(); streams])
+    }
+
+    /// With what was noted before.
+    pub fn going_on(seed: u64, streams: Vec<Ledger>) -> Self {
+        let state = State { phase: Phase::Open, streams, sending: BTreeSet::new(), failure: None };
         Self { state: Mutex::new(state), changed: watch::Sender::new(()), paused: watch::Sender::new(false), seed }
     }
 
@@ -52,6 +60,26 @@ impl Board {
     /// Keeps producers from sending, or lets them go on. What they have sent goes on.
     pub fn pause(&self, paused: bool) {
         self.paused.send_replace(paused);
+    }
+
+    /// Keeps producers from sending and waits until all that they have sent is acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// What goes wrong meanwhile.
+    pub async fn quiet(&self) -> Result<(), Failure> {
+        self.pause(true);
+        self.wait_for_state(|state| state.sending.is_empty()).await
+    }
+
+    /// Notes whether a producer may send, or waits for answers, until it says otherwise.
+    pub fn set_sending(&self, producer: u8, sends: bool) {
+        let mut state = self.lock();
+        let is_news = if sends { state.sending.insert(producer) } else { state.sending.remove(&producer) };
+        drop(state);
+        if is_news {
+            self.changed.send_replace(());
+        }
     }
 
     /// Follows [`Board::pause`].
@@ -98,6 +126,11 @@ impl Board {
         self.lock().streams.get(stream).expect("a stream of this run").clone()
     }
 
+    /// A copy of what is known of all of them.
+    pub fn ledgers(&self) -> Vec<Ledger> {
+        self.lock().streams.clone()
+    }
+
     /// The sum of a figure over all streams.
     pub fn sum(&self, figure: impl Fn(&Ledger) -> u64) -> u64 {
         self.lock().streams.iter().map(figure).sum()
@@ -116,11 +149,15 @@ impl Board {
     ///
     /// What goes wrong meanwhile.
     pub async fn wait(&self, holds: impl Fn(&[Ledger]) -> bool) -> Result<(), Failure> {
+        self.wait_for_state(|state| holds(&state.streams)).await
+    }
+
+    async fn wait_for_state(&self, holds: impl Fn(&State) -> bool) -> Result<(), Failure> {
         let mut changed = self.changed.subscribe();
         loop {
             changed.borrow_and_update();
             self.check()?;
-            if holds(&self.lock().streams) {
+            if holds(&self.lock()) {
                 return Ok(());
             }
             changed.changed().await.map_err(|error| Failure::trouble("waiting", error))?;

@@ -9,12 +9,13 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tidelog_client::{Client, ClientConfig};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdout};
 use tokio::time::{Instant, timeout};
 
 use super::command::{self, Home};
 use super::failure::Failure;
+use super::fault::{Fault, Tracer};
 
 /// A start takes milliseconds; this is for a machine that is busy with something else.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -28,6 +29,12 @@ pub struct Serve {
     pub home: Home,
     /// Deliberate defects, by name; needs a binary with the feature `sabotage`.
     pub sabotage: Option<String>,
+    /// What happens to its system calls.
+    pub fault: Option<Fault>,
+    /// Whether it has a monitor, on any port.
+    pub http: bool,
+    /// Further words of its command line.
+    pub options: Vec<String>,
     /// Standard error of all starts, one behind the other.
     pub log: PathBuf,
 }
@@ -51,16 +58,26 @@ pub struct Starting {
     since: Instant,
     /// None as long as the port is not known.
     trust: Option<SystemTrust>,
+    tracer: Option<Tracer>,
 }
 
 /// A broker that was ready. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Broker {
     child: Child,
+    /// Tells what becomes of the fault that it was started with.
+    pub tracer: Option<Tracer>,
     pub ready: Ready,
     /// From the start of the process to its ready line.
     pub start_time: Duration,
     trust: SystemTrust,
+}
+
+/// A broker that ended before it was ready.
+#[derive(Debug)]
+pub struct End {
+    pub status: ExitStatus,
+    pub tracer: Option<Tracer>,
 }
 
 /// The trust file that a broker run by root leaves for the whole machine. A killed one can't remove it, so it is removed
@@ -99,16 +116,19 @@ impl Serve {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             home: Home::below(folder),
             sabotage: None,
+            fault: None,
+            http: false,
+            options: Vec::new(),
             log: folder.join("broker.log"),
         }
     }
 
-    /// Starts the process and does not wait for anything.
+    /// Starts the process and does not wait for anything that it does.
     ///
     /// # Errors
     ///
     /// Those of the machine.
-    pub fn spawn(&self) -> Result<Starting, Failure> {
+    pub async fn spawn(&self) -> Result<Starting, Failure> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -116,17 +136,29 @@ impl Serve {
             .map_err(|error| Failure::trouble(self.log.display(), error))?;
         // The shell makes its standard output descriptor 3 and is then replaced by the broker, which keeps its number.
         // Handing over a descriptor from here would show it to every process started at the same moment.
+        // A broker that is to be traced waits for its tracer first.
         let mut serve = self.home.command(Path::new("sh"));
-        serve.args(["-c", "exec \"$@\" 3>&1 1>&2", "sh", command::BINARY, "serve", "--http", "off", "--ready-fd", "3"]);
-        serve.arg("--data").arg(&self.data).arg("--listen").arg(self.listen.to_string());
+        let script = match self.fault {
+            Some(_) => "read -r _ && exec \"$@\" 3>&1 1>&2 0</dev/null",
+            None => "exec \"$@\" 3>&1 1>&2 0</dev/null",
+        };
+        serve.args(["-c", script, "sh", command::BINARY, "serve", "--ready-fd", "3"]);
+        serve.args(["--http", if self.http { "127.0.0.1:0" } else { "off" }]);
+        serve.arg("--data").arg(&self.data).arg("--listen").arg(self.listen.to_string()).args(&self.options);
         if let Some(sabotage) = &self.sabotage {
             serve.env("TIDELOG_SABOTAGE", sabotage);
         }
-        serve.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        serve.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = serve.spawn().map_err(|error| Failure::trouble("starting the broker", error))?;
         let ready = BufReader::new(child.stdout.take().expect("piped"));
         let trust = child.id().filter(|_| self.listen.port() != 0).map(|pid| SystemTrust::new(self.listen, pid));
-        Ok(Starting { child, ready, log: self.log.clone(), since: Instant::now(), trust })
+        let mut tracer = None;
+        if let Some(fault) = &self.fault {
+            tracer = Some(Tracer::attach(child.id().expect("it runs"), &self.data, fault).await?);
+            let told = child.stdin.take().expect("piped").write_all(b"\n").await;
+            told.map_err(|error| Failure::trouble("starting the broker", error))?;
+        }
+        Ok(Starting { child, ready, log: self.log.clone(), since: Instant::now(), trust, tracer })
     }
 
     /// Starts a broker, waits until it is ready and keeps its port for later starts.
@@ -135,7 +167,7 @@ impl Serve {
     ///
     /// A violation if it does not become ready: whatever happened to it before, it has to start.
     pub async fn start(&mut self) -> Result<Broker, Failure> {
-        let broker = self.spawn()?.ready().await?;
+        let broker = self.spawn().await?.ready().await?;
         self.listen = broker.ready.listen;
         Ok(broker)
     }
@@ -147,7 +179,19 @@ impl Starting {
     /// # Errors
     ///
     /// A violation if it ends instead, or takes too long.
-    pub async fn ready(mut self) -> Result<Broker, Failure> {
+    pub async fn ready(self) -> Result<Broker, Failure> {
+        let log = self.log.clone();
+        self.outcome().await?.map_err(|end| {
+            Failure::Violation(format!("the broker did not start: {}; {}", end.status, last_lines(&log)))
+        })
+    }
+
+    /// Waits until the broker is ready or has ended.
+    ///
+    /// # Errors
+    ///
+    /// A violation if it takes too long.
+    pub async fn outcome(mut self) -> Result<Result<Broker, End>, Failure> {
         let mut line = String::new();
         let read = timeout(READY_WITHIN, self.ready.read_line(&mut line)).await;
         if read.is_err() {
@@ -155,11 +199,11 @@ impl Starting {
         }
         let Ok(ready) = serde_json::from_str::<Ready>(&line) else {
             let status = self.child.wait().await.map_err(|error| Failure::trouble("waiting", error))?;
-            let said = last_lines(&self.log);
-            return Err(Failure::Violation(format!("the broker did not start: {status}, ready line {line:?}; {said}")));
+            return Ok(Err(End { status, tracer: self.tracer }));
         };
         let trust = self.trust.unwrap_or_else(|| SystemTrust::new(ready.listen, ready.pid));
-        Ok(Broker { child: self.child, ready, start_time: self.since.elapsed(), trust })
+        let start_time = self.since.elapsed();
+        Ok(Ok(Broker { child: self.child, tracer: self.tracer, ready, start_time, trust }))
     }
 
     /// SIGKILL, and waits until its port and folder are free.
@@ -226,11 +270,13 @@ impl Broker {
     /// A violation if it leaves its trust file to whoever gets the port next.
     pub async fn terminate(mut self) -> Result<ExitStatus, Failure> {
         self.signal(Signal::TERM);
-        let status = self.child.wait().await;
-        if self.trust.is_there() {
+        let status =
+            self.child.wait().await.map_err(|error| Failure::trouble("waiting for the broker's end", error))?;
+        // One that was killed meanwhile can't remove it.
+        if status.code().is_some() && self.trust.is_there() {
             return Err(Failure::Violation(format!("the broker has left {}", self.trust.path.display())));
         }
-        status.map_err(|error| Failure::trouble("waiting for the broker's end", error))
+        Ok(status)
     }
 }
 
@@ -245,7 +291,8 @@ pub async fn connect(address: &str) -> Result<Client, Failure> {
     Client::connect(config).await.map_err(|error| Failure::trouble("connecting", error))
 }
 
-fn last_lines(log: &Path) -> String {
+/// The end of a broker's own log.
+pub fn last_lines(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(5).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidelog_client::{Client, DeliveredBatch, Error, ReaderEvent};
-use tidelog_protocol::StreamName;
+use tidelog_protocol::{Offset, StartAt, StreamName};
 
 use super::board::Board;
 use super::broker::connect;
@@ -42,13 +42,27 @@ pub async fn follow(
 ///
 /// A violation if something can't be read or was never sent.
 pub async fn read_all(client: &Client, name: &StreamName, seed: u64) -> Result<Vec<Identity>, Failure> {
-    let mut reader = client.reader(name).open().await.map_err(|error| judge(name, error))?;
+    read_from(client, name, seed, 0).await
+}
+
+/// Everything that the stream holds now, from this offset on.
+///
+/// # Errors
+///
+/// A violation if something can't be read or was never sent.
+pub async fn read_from(client: &Client, name: &StreamName, seed: u64, from: u64) -> Result<Vec<Identity>, Failure> {
+    let opening = client.reader(name).from(StartAt::Offset { offset: Offset::new(from) }).open();
+    let mut reader = opening.await.map_err(|error| judge(name, error))?;
     let mut all = Vec::new();
     while let Some(event) = reader.next_batch().await.map_err(|error| judge(name, error))? {
-        let (base, records) = records(seed, name, event)?;
-        if base != all.len() as u64 {
-            return Err(Failure::Violation(format!("'{name}' goes on with offset {base} behind {}", all.len())));
+        let (base, mut records) = records(seed, name, event)?;
+        let due = from + all.len() as u64;
+        // A batch comes whole, though it may begin before what was asked for.
+        let known = usize::try_from(due.saturating_sub(base)).unwrap_or(usize::MAX);
+        if base > due || (base < due && !all.is_empty()) {
+            return Err(Failure::Violation(format!("'{name}' goes on with offset {base} behind {due}")));
         }
+        records.drain(..known.min(records.len()));
         all.extend(records);
     }
     Ok(all)

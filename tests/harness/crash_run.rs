@@ -80,7 +80,7 @@ impl CrashRun {
         let mut broker = serve.start().await?;
         make_streams(&broker.client().await?).await?;
         let board = Arc::new(Board::new(self.seed, super::load::STREAMS.len()));
-        let load = Load::start(&board, &broker.address());
+        let mut load = Load::start(&board, &broker.address());
         for cycle in 1..=self.cycles {
             figures.cycles = cycle;
             let receipts_max = if random.one_in(3) { 20 } else { 2_000 };
@@ -129,7 +129,7 @@ async fn restart(
         if random.one_in(3) {
             serve.start().await?.kill().await?;
         } else {
-            let starting = serve.spawn()?;
+            let starting = serve.spawn().await?;
             // The moment of the fault, not a wait for anything: no event can be had from inside a recovery.
             sleep(start_time.mul_f64(random.below(1_000) as f64 / 1_000.0)).await;
             starting.kill().await?;

@@ -16,6 +16,14 @@ impl Failure {
         Self::Violation(what.into())
     }
 
+    /// With where it was in front.
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        match self {
+            Self::Violation(what) => Self::Violation(format!("{place}: {what}")),
+            Self::Trouble(what) => Self::Trouble(format!("{place}: {what}")),
+        }
+    }
+
     /// With `doing` in front, for errors of the machine.
     pub fn trouble(doing: impl fmt::Display, error: impl fmt::Display) -> Self {
         Self::Trouble(format!("{doing}: {error}"))

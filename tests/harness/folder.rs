@@ -28,6 +28,13 @@ impl RunFolder {
         self.path().join(name)
     }
 
+    /// A new folder inside.
+    pub fn join_new(&self, name: &str) -> PathBuf {
+        let folder = self.join(name);
+        std::fs::create_dir(&folder).expect("a folder of our own can be made");
+        folder
+    }
+
     /// Leaves the folder where it is, for whoever looks for the cause.
     pub fn keep(mut self) -> PathBuf {
         self.folder.take().expect("kept once").keep()

@@ -160,6 +160,26 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether what had been acknowledged or seen from an offset on is in what was read from there on.
+    ///
+    /// # Errors
+    ///
+    /// Names the first record that is not.
+    pub fn check_kept_from(&self, from: u64, read: &[Identity]) -> Result<(), String> {
+        let behind = (0..).zip(&self.seen).skip_while(|(offset, _)| *offset < from);
+        for (offset, identity) in behind.chain(self.places.range(from..).map(|(offset, identity)| (*offset, identity)))
+        {
+            let found = at(read, offset - from);
+            if found != Some(identity) {
+                return Err(format!(
+                    "{identity} was acknowledged or seen at offset {offset}, and {}",
+                    now_there(found)
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether each producer's records stand in the order of their sequences, without gaps and once, and whether all of
     /// them were sent.
     ///

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::board::Board;
-use super::consumer::{follow, producer_name, read_all};
+use super::consumer::{follow, producer_name, read_all, read_from};
 use super::failure::Failure;
 use super::ledger::Ledger;
 use super::producer::{self, Order, Plan};
@@ -70,7 +70,7 @@ impl Load {
     /// # Errors
     ///
     /// What goes wrong meanwhile.
-    pub async fn finish(mut self) -> Result<(), Failure> {
+    pub async fn finish(&mut self) -> Result<(), Failure> {
         for sender in &self.orders {
             let _ = sender.send(Order::Stop);
         }
@@ -87,6 +87,24 @@ impl Load {
         self.producers.shutdown().await;
         self.consumers.shutdown().await;
     }
+}
+
+/// Reads what has come behind `from` in each stream, holds it against what was acknowledged there, and returns where each
+/// ends now. Does not keep anybody from sending.
+///
+/// # Errors
+///
+/// A violation names the first difference.
+pub async fn check_from(client: &Client, board: &Board, from: &[u64]) -> Result<Vec<u64>, Failure> {
+    let mut ends = Vec::new();
+    for (stream, from) in from.iter().enumerate() {
+        let known: Ledger = board.ledger(stream);
+        let read = read_from(client, &stream_name(stream), board.seed, *from).await?;
+        let judged = known.check_kept_from(*from, &read);
+        judged.map_err(|what| Failure::Violation(format!("'{}': {what}", stream_name(stream))))?;
+        ends.push(from + read.len() as u64);
+    }
+    Ok(ends)
 }
 
 async fn tell<T>(board: Arc<Board>, run: impl Future<Output = Result<T, Failure>>) {

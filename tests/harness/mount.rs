@@ -1,4 +1,4 @@
-//! A file system in a file, mounted for one run, whose disk can be cut off. Needs root and the tools of the system.
+//! File systems mounted for one run: in a file, whose disk can be cut off, or in memory. Needs root and the tools of the system.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -89,10 +89,11 @@ impl Drop for Cutter {
     }
 }
 
-/// The mounted image; unmounted when dropped.
+/// What is mounted; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mount {
-    image: PathBuf,
+    /// None for a file system in memory.
+    image: Option<PathBuf>,
     point: PathBuf,
     is_mounted: bool,
 }
@@ -104,14 +105,36 @@ impl Mount {
     ///
     /// Those of the system's tools.
     pub fn make(folder: &Path, kind: FileSystem) -> Result<Self, Failure> {
-        let (image, point) = (folder.join("disk.image"), folder.join("disk"));
-        let made =
-            File::create(&image).and_then(|file| file.set_len(IMAGE_BYTES)).and_then(|()| fs::create_dir(&point));
+        Self::image(&folder.join("disk.image"), IMAGE_BYTES, &folder.join("disk"), kind, &[])
+    }
+
+    /// Makes an image of this size, with these further arguments for its maker, and mounts it at `point`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system's tools.
+    pub fn image(image: &Path, bytes: u64, point: &Path, kind: FileSystem, make: &[&str]) -> Result<Self, Failure> {
+        let made = File::create(image).and_then(|file| file.set_len(bytes)).and_then(|()| fs::create_dir(point));
         made.map_err(|error| Failure::trouble("making the image", error))?;
-        run(kind.mkfs(), &["-q".as_ref(), image.as_os_str()])?;
-        let mut mount = Self { image, point, is_mounted: false };
+        let words = make.iter().map(OsStr::new).chain(["-q".as_ref(), image.as_os_str()]);
+        run(kind.mkfs(), &words.collect::<Vec<_>>())?;
+        let mut mount = Self { image: Some(image.to_owned()), point: point.to_owned(), is_mounted: false };
         mount.mount()?;
         Ok(mount)
+    }
+
+    /// A file system in memory with these options, mounted at `point`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system's tools.
+    pub fn in_memory(point: &Path, options: &str) -> Result<Self, Failure> {
+        fs::create_dir(point).map_err(|error| Failure::trouble(point.display(), error))?;
+        run(
+            "mount",
+            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), options.as_ref(), "tmpfs".as_ref(), point.as_os_str()],
+        )?;
+        Ok(Self { image: None, point: point.to_owned(), is_mounted: true })
     }
 
     /// The mount point.
@@ -120,7 +143,8 @@ impl Mount {
     }
 
     fn mount(&mut self) -> Result<(), Failure> {
-        run("mount", &["-o".as_ref(), "loop".as_ref(), self.image.as_os_str(), self.point.as_os_str()])?;
+        let image = self.image.as_ref().expect("what is in memory is mounted once");
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), self.point.as_os_str()])?;
         self.is_mounted = true;
         Ok(())
     }
@@ -165,13 +189,19 @@ impl Drop for Mount {
 }
 
 fn run(tool: &str, arguments: &[&OsStr]) -> Result<(), Failure> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    let path = std::env::join_paths(folders).map_err(|error| Failure::trouble("PATH", error))?;
-    let output =
-        Command::new(tool).args(arguments).env("PATH", path).output().map_err(|error| Failure::trouble(tool, error))?;
+    output_of(tool, arguments).map(drop)
+}
+
+/// What a tool of the system writes.
+///
+/// # Errors
+///
+/// Trouble with what it says, if it does not succeed.
+pub fn output_of(tool: &str, arguments: &[&OsStr]) -> Result<String, Failure> {
+    let output = Command::new(tool).args(arguments).env("PATH", path_of_tools()).output();
+    let output = output.map_err(|error| Failure::trouble(tool, error))?;
     match output.status.success() {
-        true => Ok(()),
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(Failure::trouble(tool, String::from_utf8_lossy(&output.stderr).trim())),
     }
 }

@@ -58,6 +58,7 @@ pub async fn run(
         let identity = Identity::new(plan.producer, session.next);
         let has_room = session.next <= stop_at && session.next - session.settled <= plan.in_flight;
         let may_send = has_room && !*paused.borrow_and_update();
+        board.set_sending(plan.producer, may_send || session.settled + 1 < session.next);
         if may_send && session.value.is_empty() {
             session.value = payload::encode(board.seed, identity);
         }
@@ -99,6 +100,7 @@ pub async fn run(
             }
         }
     }
+    board.set_sending(plan.producer, false);
     while let Some(ended) = zombies.join_next().await {
         ended.map_err(|error| Failure::trouble("a fenced session", error))??;
     }

@@ -122,7 +122,7 @@ impl Stranger {
         self.world.ledger.borrow_mut().took_over(&self.name, self.stream, epoch.get(), before, last)?;
 
         let mut publishing = Talk::open(connection.as_ref()).await?;
-        let attach = Request::AttachProducer { producer, epoch, attempt, accepted: self.rng.chance(2) };
+        let attach = Request::AttachProducer { producer, epoch, attempt, attachment: 1, accepted: self.rng.chance(2) };
         publishing.ask(attach).await?;
         for _ in 0..self.rng.below(40) {
             last = self.burst(&mut publishing, stream.id, epoch.get(), last).await?;

@@ -1,0 +1,185 @@
+//! A disk that really fails: an image in memory whose free blocks have been given back, in a memory that is full. A write
+//! to the page cache succeeds, the write-back does not, the kernel tells it once and then calls the page clean.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tokio::time::timeout;
+
+use super::board::Board;
+use super::broker::{Broker, Serve};
+use super::crash_run::{Figures, stop};
+use super::failure::Failure;
+use super::ledger::Ledger;
+use super::life::refuses_to_be_ready;
+use super::load::{Load, STREAMS, check, make_streams};
+use super::mount::{FileSystem, Mount, output_of};
+
+const MEMORY_BYTES: u64 = 384 << 20;
+const IMAGE_BYTES: u64 = 320 << 20;
+const BLOCK_BYTES: u64 = 4_096;
+
+/// More records than fit the block that was in use already.
+const RECEIPTS_MAX: u64 = 1_000;
+
+/// The plan of a run.
+#[derive(Debug, Clone)]
+pub struct BrokenDiskRun {
+    pub seed: u64,
+    pub cycles: u64,
+    /// A deliberate defect of the broker.
+    pub sabotage: Option<String>,
+    pub deadline: Duration,
+}
+
+impl BrokenDiskRun {
+    /// Carries it out in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// The first broken promise, or what kept the run from going on.
+    pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
+        // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
+        let mut disk = BrokenDisk::make(folder)?;
+        match timeout(self.deadline, self.run_to_end(folder, &mut disk)).await {
+            Ok(ended) => ended,
+            Err(_) => Err(Failure::Trouble(format!("not done within {:?}", self.deadline))),
+        }
+    }
+
+    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk) -> Result<Figures, Failure> {
+        let mut figures = Figures::default();
+        let data = disk.mount.path().join("data");
+        let mut serve = Serve { sabotage: self.sabotage.clone(), http: true, data, ..Serve::below(folder) };
+        let mut broker = serve.start().await?;
+        make_streams(&broker.client().await?).await?;
+        let board = Arc::new(Board::new(self.seed, STREAMS.len()));
+        for cycle in 1..=self.cycles {
+            figures.cycles = cycle;
+            let load = Load::start(&board, &broker.address());
+            board.wait_for_receipts(1).await?;
+            // Sessions are open, and nothing is under way.
+            board.quiet().await?;
+            disk.fill(&serve.data)?;
+            board.pause(false);
+            self.wait_for_poison(&broker, &board).await?;
+            broker.kill().await?;
+            load.abort().await;
+            figures.kills += 1;
+            disk.empty()?;
+            broker = serve.start().await?;
+            // Goes on behind what the broker says it has, which it thereby acknowledges.
+            board.pause(false);
+            Load::start(&board, &broker.address()).finish().await?;
+            check(&broker.client().await?, &board).await?;
+            stop(broker, &serve).await?;
+            // Only what reached the disk is there now.
+            disk.mount.mount_again()?;
+            broker = serve.start().await?;
+            figures.records = check(&broker.client().await?, &board).await?.iter().sum();
+        }
+        figures.receipts = board.sum(Ledger::receipts);
+        figures.duplicates = board.sum(Ledger::duplicates);
+        stop(broker, &serve).await?;
+        Ok(figures)
+    }
+
+    /// Waits until the broker refuses to write. A deliberate defect may keep it from noticing.
+    async fn wait_for_poison(&self, broker: &Broker, board: &Board) -> Result<(), Failure> {
+        let noticed = tokio::select! {
+            noticed = refuses_to_be_ready(broker) => noticed.map(|()| true)?,
+            went_on = board.wait_for_receipts(RECEIPTS_MAX) => went_on.map(|()| false)?,
+        };
+        match noticed || self.sabotage.is_some() {
+            true => Ok(()),
+            false => Err(Failure::Trouble("the disk did not fail".to_owned())),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+struct BrokenDisk {
+    // Unmounted first.
+    mount: Mount,
+    image: PathBuf,
+    filler: PathBuf,
+    _memory: Mount,
+}
+
+impl BrokenDisk {
+    fn make(folder: &Path) -> Result<Self, Failure> {
+        let point = folder.join("memory");
+        let memory = Mount::in_memory(&point, &format!("size={MEMORY_BYTES}"))?;
+        let image = point.join("disk.image");
+        // Without a journal, whose blocks would fail as well and end the file system instead of a file.
+        let words = ["-b", "4096", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
+        let mount = Mount::image(&image, IMAGE_BYTES, &folder.join("disk"), FileSystem::Ext4, &words)?;
+        Ok(Self { mount, image, filler: point.join("filler"), _memory: memory })
+    }
+
+    /// Takes the memory away from the blocks of the active segment that hold nothing yet, and gives it to another file:
+    /// whatever is written there from now on has nowhere to go. The block with the log's end goes too: the page cache has
+    /// it, and a loop device calls a write good of which the first page found room and the rest did not.
+    fn fill(&self, data: &Path) -> Result<(), Failure> {
+        let image = File::options().write(true).open(&self.image);
+        let image = image.map_err(|error| Failure::trouble(self.image.display(), error))?;
+        let entries = fs::read_dir(data).map_err(|error| Failure::trouble(data.display(), error))?;
+        let names = entries.filter_map(Result::ok).map(|entry| entry.path());
+        let segments =
+            names.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"segment-")));
+        let active = segments.max().ok_or_else(|| Failure::violation("there is no segment"))?;
+        punch_from_end(&active, &image).map_err(|error| Failure::trouble(active.display(), error))??;
+        let filled = File::create(&self.filler).and_then(|filler| fill_up(&filler));
+        filled.map_err(|error| Failure::trouble(self.filler.display(), error))
+    }
+
+    fn empty(&self) -> Result<(), Failure> {
+        fs::remove_file(&self.filler).map_err(|error| Failure::trouble(self.filler.display(), error))
+    }
+}
+
+/// Takes the last free page too.
+fn fill_up(mut filler: &File) -> std::io::Result<()> {
+    let block = vec![0xff; 1 << 20];
+    for piece in [&block[..], &block[..BLOCK_BYTES as usize]] {
+        loop {
+            match filler.write(piece) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn punch_from_end(path: &Path, image: &File) -> std::io::Result<Result<(), Failure>> {
+    // Anything that is still under way to the disk would come back.
+    File::open(path)?.sync_all()?;
+    let told = match output_of("filefrag", &["-v".as_ref(), "-b4096".as_ref(), path.as_os_str()]) {
+        Ok(told) => told,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let end = fs::read(path)?.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for (logical, physical, count) in told.lines().filter_map(extent) {
+        let kept = (end / BLOCK_BYTES).saturating_sub(logical).min(count);
+        if kept < count {
+            fallocate(image, flags, (physical + kept) * BLOCK_BYTES, (count - kept) * BLOCK_BYTES)?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// First block in the file, first block on the disk, and how many: `0:  0..  255:  34816..  35071:  256: last,eof`.
+fn extent(line: &str) -> Option<(u64, u64, u64)> {
+    let mut fields = line.split(':').map(str::trim);
+    fields.next()?.parse::<u64>().ok()?;
+    let first = |field: &str| field.split("..").next()?.parse::<u64>().ok();
+    Some((first(fields.next()?)?, first(fields.next()?)?, fields.next()?.parse().ok()?))
+}
