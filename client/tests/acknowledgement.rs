@@ -115,13 +115,14 @@ async fn an_older_broker_that_never_tells_accepted_is_waited_for_until_durable()
 
 #[tokio::test(start_paused = true)]
 async fn an_ended_producer_says_so_although_all_it_sent_is_durable() {
-    let broker = Broker::new().with_stream("s");
+    let broker = Broker::new().with_stream("s").with_stream("t");
     let (producer, publisher) = open(&broker, Ack::Durable).await;
+    let on_t = producer.stream(name("t")).await.unwrap();
     publisher.publish(Record::new("a")).await.unwrap();
-    // Another session takes the name; this one hears of it when it sends.
+    // Another session takes the name; this one hears of it when it sends, to another stream.
     let (other, _) = open(&broker, Ack::Durable).await;
     broker.cut_all();
-    let fenced = publisher.publish(Record::new("zombie")).await.unwrap_err();
+    let fenced = on_t.publish(Record::new("zombie")).await.unwrap_err();
     assert_eq!(fenced.code(), Some(ErrorCode::Fenced));
     assert!(fenced.is_safe_to_resend(), "it was never sent: {fenced}");
     for told in [publisher.flush().await, publisher.acknowledged().await, publisher.close().await] {
@@ -136,14 +137,15 @@ async fn an_ended_producer_says_so_although_all_it_sent_is_durable() {
 
 #[tokio::test(start_paused = true)]
 async fn a_loss_that_is_noticed_while_nothing_is_under_way_is_told_by_the_next_flush() {
-    let broker = Broker::new().with_stream("s");
+    let broker = Broker::new().with_stream("s").with_stream("t");
     let (producer, publisher) = open(&broker, Ack::Durable).await;
+    let on_t = producer.stream(name("t")).await.unwrap();
     publisher.publish(Record::new("a")).await.unwrap();
     publisher.flush().await.unwrap();
     let stream = broker.state().named("s").id;
     broker.state().last.get_mut(&(producer.id(), stream)).unwrap().sequence = 0;
     broker.cut_all();
-    let lost = publisher.publish(Record::new("b")).await.unwrap_err();
+    let lost = on_t.publish(Record::new("b")).await.unwrap_err();
     assert!(matches!(lost, Error::AcknowledgedLost { .. }), "{lost}");
     assert!(matches!(publisher.flush().await, Err(Error::AcknowledgedLost { .. })));
     assert!(matches!(producer.flush().await, Err(Error::AcknowledgedLost { .. })));

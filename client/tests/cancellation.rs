@@ -171,10 +171,13 @@ async fn a_reader_whose_next_batch_is_dropped_misses_and_repeats_nothing() {
     for polls in 1..POLLS_MAX {
         let mut reader = client.reader(name("s")).open().await.unwrap();
         let mut values = Vec::new();
+        let mut given_up = 0;
         loop {
+            assert!(given_up < 1_000, "nothing comes any more behind {values:?}");
             let event = match poll_times(polls, reader.next_batch()).await {
                 Some(event) => event.unwrap(),
                 None => {
+                    given_up += 1;
                     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
                     continue;
                 }
