@@ -7,7 +7,7 @@ use tidelog_protocol::{ProducerName, StreamId};
 
 use super::Checked;
 use super::tally::Tally;
-use super::value::Mark;
+use super::value::{Mark, Numbering};
 use crate::check;
 
 /// A record as somebody saw it.
@@ -138,12 +138,16 @@ impl Ledger {
 
     /// It was given a receipt.
     pub(crate) fn receipt(&mut self, program: &str, stream: usize, receipt: &Receipt) -> Checked {
-        self.acknowledged(program, stream, receipt.last.get());
+        let [first, last] = [receipt.first, receipt.last].map(|sequence| Numbering::of(program).number(sequence.get()));
+        check!(
+            last + 1 - first == u64::from(receipt.count),
+            "{program} was given a receipt that counts wrong: {receipt:?}"
+        );
+        self.acknowledged(program, stream, last);
         self.tally.duplicates += if receipt.duplicate { u64::from(receipt.count) } else { u64::from(receipt.skip) };
         let Some(base) = receipt.base_offset else { return Ok(()) };
-        let first = receipt.first.get() + u64::from(receipt.skip);
-        for (sequence, offset) in (first..=receipt.last.get()).zip(base.get()..) {
-            self.told_offset(program, stream, sequence, offset)?;
+        for (number, offset) in (first + u64::from(receipt.skip)..=last).zip(base.get()..) {
+            self.told_offset(program, stream, number, offset)?;
         }
         Ok(())
     }
@@ -211,7 +215,12 @@ impl Ledger {
             check!(was_sent && *sequence == 0, "nobody has sent this: {seen:?}");
             return Ok(());
         };
-        check!(*producer == mark.program && *sequence == mark.number, "it was written by another: {seen:?}");
+        let numbering = Numbering::of(producer);
+        let is_numbered = *sequence == numbering.sequence(mark.number);
+        check!(*producer == mark.program && is_numbered, "it was written by another: {seen:?}");
+        if numbering.is_own() {
+            return Ok(());
+        }
         let given = self.epochs.get(producer).is_some_and(|(_, given)| given.contains(&mark.epoch));
         check!(given, "nobody was given the epoch that this was written under: {seen:?}");
         Ok(())
@@ -288,6 +297,11 @@ impl<'a> Output<'a> {
     fn next(&mut self, number: u64, epoch: u64, offset: u64) -> Checked {
         check!(number == self.last + 1, "the one before was {}", self.last);
         self.last = number;
+        let told = self.promises.and_then(|promises| promises.offsets.get(&number));
+        check!(told.is_none_or(|told| *told == offset), "its receipt said {told:?}");
+        if epoch == 0 {
+            return Ok(());
+        }
         check!(epoch >= self.epoch, "the one before was of epoch {}", self.epoch);
         self.epoch = epoch;
         while let Some((_, from)) = self.takeovers.get(self.passed).filter(|(last, _)| *last < number) {
@@ -295,8 +309,6 @@ impl<'a> Output<'a> {
             self.passed += 1;
         }
         check!(epoch >= self.epoch_min, "epoch {} had taken over before: a zombie wrote", self.epoch_min);
-        let told = self.promises.and_then(|promises| promises.offsets.get(&number));
-        check!(told.is_none_or(|told| *told == offset), "its receipt said {told:?}");
         Ok(())
     }
 }

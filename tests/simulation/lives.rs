@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tidelog::config::{BrokerConfig, MediumChoice};
 use tidelog::local_broker::{LocalBroker, LocalBrokerConfig};
-use tidelog_protocol::{Limits, StreamSettings};
+use tidelog_protocol::{ErrorCode, Limits, StreamSettings};
 use tidelog_storage::medium::SimulatedRng;
 use tidelog_storage::{Entropy, Sabotages};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::Checked;
@@ -23,7 +23,7 @@ use super::world::{World, stream_name};
 use crate::check;
 
 /// Programs with a name.
-const NAMES: [&str; 3] = ["anna", "bert", "carl"];
+const NAMES: [&str; 5] = ["anna", "bert", "carl", "dora", "erin"];
 /// Streams; the last one is written to by everybody.
 const STREAMS: usize = 3;
 /// Starts that may fail in a row before the faults end.
@@ -178,9 +178,8 @@ impl Lives {
 
     fn spawn_actors(&self) {
         let world = &self.world;
-        let programs =
-            NAMES.iter().enumerate().map(|(at, name)| Program::new(world, name, true, vec![at % 2, STREAMS - 1]));
-        let nameless = Program::new(world, "nobody", false, vec![STREAMS - 1]);
+        let programs = NAMES.iter().enumerate().map(|(at, name)| Program::new(world, name, vec![at % 2, STREAMS - 1]));
+        let nameless = Program::new(world, "nobody", vec![STREAMS - 1]);
         let programs: Vec<_> = programs.chain([nameless]).collect();
         let actors = Rc::clone(world);
         spawn_local(async move {
@@ -303,6 +302,7 @@ impl Lives {
         let world = Rc::clone(&self.world);
         world.trace.line(format_args!("this life ends by {end:?} or after {time:?}"));
         world.weather.begin_life(if let End::Message(n) = end { Some(n) } else { None });
+        let full_disk = self.may_fill_the_disk(time);
         let mut listener = world.network.listen();
         let stop = Arc::clone(broker.stop());
         let has_ended = {
@@ -331,6 +331,11 @@ impl Lives {
                 false
             }
         };
+        full_disk.abort();
+        // A start needs room that nobody may have taken from it; a disk that stays full is another test's matter.
+        world.disk.set_capacity_bytes(None);
+        let refused = broker.counters().refusals().find(|(code, _)| *code == ErrorCode::DiskFull);
+        self.tally.refused_full += refused.map_or(0, |(_, count)| count);
         self.tally.poisoned += u64::from(broker.counters().is_poisoned());
         if has_ended {
             world.trace.line(format_args!("the broker has stopped"));
@@ -376,6 +381,25 @@ impl Lives {
                 End::Fault
             }
         }
+    }
+
+    /// Lets the disk fill up in some lives, and have room again in some of these.
+    fn may_fill_the_disk(&mut self, life: Duration) -> JoinHandle<()> {
+        let fills = self.rng.chance(5);
+        let room = self.rng.below(150 << 10);
+        let until = life.mul_f64(self.rng.below(1_500) as f64 / 1_000.0);
+        let world = Rc::clone(&self.world);
+        if fills {
+            self.tally.full += 1;
+            world.trace.line(format_args!("the disk has room for {room} more bytes for {until:?}"));
+            world.disk.set_capacity_bytes(Some(world.disk.used_bytes() + room));
+        }
+        spawn_local(async move {
+            if fills {
+                sleep(until).await;
+                world.disk.set_capacity_bytes(None);
+            }
+        })
     }
 
     /// The process ends, or the whole machine does.

@@ -5,14 +5,14 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tidelog_client::{Client, Error, Producer, Publisher};
-use tidelog_protocol::ErrorCode;
+use tidelog_client::{Ack, Client, Error, Producer, Publisher};
+use tidelog_protocol::{ErrorCode, Sequence};
 use tidelog_storage::medium::SimulatedRng;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use super::Checked;
-use super::value::Mark;
+use super::value::{Mark, Numbering};
 use super::world::{World, producer_name, stream_name};
 use crate::check;
 
@@ -23,8 +23,7 @@ const PROCESSES_MAX: usize = 3;
 pub(crate) struct Program {
     world: Rc<World>,
     name: String,
-    /// Without a name its records are stored at least once.
-    has_name: bool,
+    numbering: Numbering,
     streams: Vec<usize>,
     alive: Cell<usize>,
     /// Processes started.
@@ -32,9 +31,9 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn new(world: &Rc<World>, name: &str, has_name: bool, streams: Vec<usize>) -> Rc<Self> {
-        let (world, name) = (Rc::clone(world), name.to_owned());
-        Rc::new(Self { world, name, has_name, streams, alive: Cell::new(0), processes: Cell::new(0) })
+    pub(crate) fn new(world: &Rc<World>, name: &str, streams: Vec<usize>) -> Rc<Self> {
+        let (world, name, numbering) = (Rc::clone(world), name.to_owned(), Numbering::of(name));
+        Rc::new(Self { world, name, numbering, streams, alive: Cell::new(0), processes: Cell::new(0) })
     }
 
     /// Runs process after process until nothing bad happens any more, and then one to its good end.
@@ -64,6 +63,10 @@ impl Program {
         Ok(())
     }
 
+    fn has_name(&self) -> bool {
+        self.numbering != Numbering::Nameless
+    }
+
     fn has_successor(&self, number: u64) -> bool {
         self.processes.get() > number
     }
@@ -82,8 +85,10 @@ struct Process {
 struct Line {
     publisher: Publisher,
     stream: usize,
-    /// The next record's number, which is its sequence if the program has a name.
+    /// The next record's number.
     next: u64,
+    /// Up to this one all are durable once everything sent is.
+    pushed: u64,
 }
 
 /// Whether a process goes on.
@@ -112,7 +117,7 @@ impl Process {
         let world = Rc::clone(&self.program.world);
         let Some(client) = world.client(&mut self.rng).await? else { return Ok(End::Early) };
         let Some(producer) = self.open(&client).await? else { return Ok(End::Early) };
-        if self.program.has_name {
+        if self.program.has_name() {
             self.epoch = producer.epoch().get();
         }
         let Some(mut lines) = self.attach(&producer).await? else { return Ok(End::Early) };
@@ -129,16 +134,19 @@ impl Process {
     }
 
     async fn open(&mut self, client: &Client) -> Checked<Option<Producer>> {
-        let Program { world, name, has_name, .. } = self.program.as_ref();
+        let Program { world, name, .. } = self.program.as_ref();
+        let has_name = self.program.has_name();
         let builder = match has_name {
             true => client.producer(producer_name(name)),
             false => client.anonymous_producer(),
         };
         let window_bytes = [2_000, 20_000, 200_000][self.rng.below(3) as usize];
-        if *has_name {
+        if has_name {
             world.ledger.borrow_mut().opening(name);
         }
-        let opened = builder.window_bytes(window_bytes).receipts(self.rng.chance(2)).open().await;
+        let ack = if self.rng.chance(3) { Ack::Accepted } else { Ack::Durable };
+        let builder = builder.window_bytes(window_bytes).receipts(self.rng.chance(2)).ack(ack);
+        let opened = builder.sparse(self.program.numbering == Numbering::Sparse).open().await;
         if let Err(error) = &opened
             && error.code() == Some(ErrorCode::Fenced)
         {
@@ -146,7 +154,7 @@ impl Process {
             return Ok(None);
         }
         let Some(producer) = world.patiently(opened)? else { return Ok(None) };
-        if *has_name {
+        if has_name {
             world.trace.line(format_args!("{name}: process {} is epoch {}", self.number, producer.epoch()));
             world.ledger.borrow_mut().opened(name, producer.epoch().get())?;
         }
@@ -154,18 +162,20 @@ impl Process {
     }
 
     async fn attach(&mut self, producer: &Producer) -> Checked<Option<Vec<Line>>> {
-        let Program { world, name, has_name, streams, .. } = self.program.as_ref();
+        let Program { world, name, numbering, streams, .. } = self.program.as_ref();
         let mut lines = Vec::new();
         for &stream in streams {
             let before = world.ledger.borrow().acknowledged_of(name, stream);
             let publisher = producer.stream(stream_name(stream)).await;
             let Some(publisher) = world.patiently(publisher)? else { return Ok(None) };
             world.ledger.borrow_mut().stream_is(stream_name(stream).as_str(), publisher.description().id)?;
-            let last = publisher.last_sequence().get();
-            if *has_name {
+            let last = numbering.number(publisher.last_sequence().get());
+            if self.program.has_name() {
                 world.ledger.borrow_mut().took_over(name, stream, self.epoch, before, last)?;
             }
-            lines.push(Line { publisher, stream, next: last + 1 });
+            // What is stored already is a duplicate.
+            let back = if *numbering == Numbering::Own { self.rng.below(20).min(last) } else { 0 };
+            lines.push(Line { publisher, stream, next: last + 1 - back, pushed: last });
         }
         Ok(Some(lines))
     }
@@ -182,6 +192,10 @@ impl Process {
                 Way::On
             }
             _ if self.rng.chance(8) => return Ok(Way::Gone),
+            _ if self.rng.chance(4) => match line.publisher.acknowledged().await {
+                Ok(()) => Way::On,
+                Err(error) => self.end_with(&error)?,
+            },
             _ if self.rng.chance(6) => {
                 // It hangs: whoever succeeds it meanwhile must not be disturbed when it wakes.
                 sleep(Duration::from_millis(self.rng.below(9_000))).await;
@@ -195,15 +209,21 @@ impl Process {
 
     async fn send(&mut self, line: &mut Line) -> Checked<Way> {
         for _ in 0..=self.rng.below(12) {
-            let mark =
-                Mark { program: self.program.name.clone(), stream: line.stream, number: line.next, epoch: self.epoch };
-            if !self.program.has_name {
+            let numbering = self.program.numbering;
+            let epoch = if numbering.is_own() { 0 } else { self.epoch };
+            let mark = Mark { program: self.program.name.clone(), stream: line.stream, number: line.next, epoch };
+            if !self.program.has_name() {
                 self.program.world.ledger.borrow_mut().sent_nameless(&mark);
             }
-            match line.publisher.send_value(&mark.value()).await {
+            let (value, expected) = (mark.value(), numbering.sequence(line.next));
+            let sent = match numbering.is_own() {
+                true => line.publisher.send_value_at(Sequence::new(expected), &value).await,
+                false => line.publisher.send_value(&value).await,
+            };
+            match sent {
                 Ok(sequence) => {
-                    let expected = if self.program.has_name { line.next } else { 0 };
                     check!(sequence.get() == expected, "the client numbers {sequence} what should be {expected}");
+                    line.pushed = line.pushed.max(line.next);
                     line.next += 1;
                 }
                 Err(error) => return self.end_with(&error),
@@ -216,9 +236,9 @@ impl Process {
         match line.publisher.flush().await {
             Ok(()) => {
                 let mut ledger = self.program.world.ledger.borrow_mut();
-                match self.program.has_name {
-                    true => ledger.acknowledged(&self.program.name, line.stream, line.next - 1),
-                    false => ledger.acknowledged_nameless(&self.program.name, self.epoch, line.stream, line.next - 1),
+                match self.program.has_name() {
+                    true => ledger.acknowledged(&self.program.name, line.stream, line.pushed),
+                    false => ledger.acknowledged_nameless(&self.program.name, self.epoch, line.stream, line.pushed),
                 }
                 Ok(Way::On)
             }
@@ -228,7 +248,7 @@ impl Process {
 
     fn take_receipts(&self, line: &Line) -> Checked {
         while let Some(receipt) = line.publisher.try_next_receipt() {
-            if self.program.has_name {
+            if self.program.has_name() {
                 self.program.world.ledger.borrow_mut().receipt(&self.program.name, line.stream, &receipt)?;
             }
         }
@@ -268,8 +288,9 @@ impl Process {
 
     /// It was told that a newer process owns its name. That must be so, and stay so.
     fn told_fenced(&self, error: &Error) -> Checked {
-        let Program { world, name, has_name, .. } = self.program.as_ref();
-        check!(*has_name && self.program.processes.get() > 1, "it is alone, and yet: {error}");
+        let Program { world, name, .. } = self.program.as_ref();
+        let has_name = self.program.has_name();
+        check!(has_name && self.program.processes.get() > 1, "it is alone, and yet: {error}");
         world.trace.line(format_args!("{name}: process {} is fenced: {error}", self.number));
         let mut ledger = world.ledger.borrow_mut();
         ledger.tally.fenced += 1;

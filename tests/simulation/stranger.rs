@@ -182,6 +182,10 @@ impl Stranger {
             let unanswered = (foretold.len() - answers.len().min(foretold.len())) as u64;
             check_or_wrong(up_to + unanswered == talk.sent, || format!("{up_to} of {} are answered", talk.sent))?;
             for answer in answers {
+                if matches!(answer.outcome, Outcome::Refused { code, .. } if code.is_retryable()) {
+                    // The broker has no room at present, so nothing behind this can be foretold.
+                    return Err(Trouble::Lost);
+                }
                 self.compare(&foretold.pop_front().unwrap(), answer)?;
             }
         }

@@ -14,6 +14,9 @@ pub(crate) struct Tally {
     pub(crate) stops: u64,
     /// Lives in which a write or sync failed or hung.
     pub(crate) faults: u64,
+    /// Lives in which the disk filled up, and publishes that were refused because of it.
+    pub(crate) full: u64,
+    pub(crate) refused_full: u64,
     /// Brokers that took no more writes.
     pub(crate) poisoned: u64,
     /// Messages sent, connections broken, passages held up.
@@ -51,6 +54,8 @@ impl Tally {
             at_moment,
             stops,
             faults,
+            full,
+            refused_full,
             poisoned,
             messages,
             breaks,
@@ -74,6 +79,8 @@ impl Tally {
         self.at_moment += at_moment;
         self.stops += stops;
         self.faults += faults;
+        self.full += full;
+        self.refused_full += refused_full;
         self.poisoned += poisoned;
         self.messages += messages;
         self.breaks += breaks;
