@@ -121,12 +121,14 @@ struct Lives {
     rng: SimulatedRng,
     /// The disk's pace in the present life.
     pace: Option<SharedPace>,
+    /// The broker of the last life took no more writes in the end.
+    is_poisoned: bool,
     tally: Tally,
 }
 
 impl Lives {
     fn new(world: &Rc<World>) -> Self {
-        Self { world: Rc::clone(world), rng: world.luck(), pace: None, tally: Tally::default() }
+        Self { world: Rc::clone(world), rng: world.luck(), pace: None, is_poisoned: false, tally: Tally::default() }
     }
 
     async fn run(mut self, crashes: u64) -> Checked<Outcome> {
@@ -336,7 +338,8 @@ impl Lives {
         world.disk.set_capacity_bytes(None);
         let refused = broker.counters().refusals().find(|(code, _)| *code == ErrorCode::DiskFull);
         self.tally.refused_full += refused.map_or(0, |(_, count)| count);
-        self.tally.poisoned += u64::from(broker.counters().is_poisoned());
+        self.is_poisoned = broker.counters().is_poisoned();
+        self.tally.poisoned += u64::from(self.is_poisoned);
         if has_ended {
             world.trace.line(format_args!("the broker has stopped"));
             self.tally.stops += 1;
@@ -362,21 +365,21 @@ impl Lives {
         let reach = [8, 40, 150][self.rng.below(3) as usize];
         let at = 1 + self.rng.below(reach);
         match self.rng.below(16) {
-            0..=4 => {
+            0..=3 => {
                 disk.crash_at_operation(at);
                 End::Operation(at)
             }
-            5..=10 => End::Message(at * 4),
-            11..=12 => End::Moment,
-            13 => End::Stop,
+            4..=8 => End::Message(at * 4),
+            9..=11 => End::Moment,
+            12 => End::Stop,
             _ => {
                 self.tally.faults += 1;
-                match self.rng.below(5) {
-                    4 => self.pace.iter().for_each(|pace| pace.hangs.set(true)),
-                    0 => disk.fail_sync(1 + at / 4),
-                    1 => disk.fail_write(1 + at / 2),
-                    2 => disk.short_write(1 + at / 2),
-                    _ => disk.fail_directory_sync(1 + at / 12),
+                match self.rng.below(7) {
+                    0..=2 => disk.fail_sync(1 + self.rng.below(12)),
+                    3 => disk.fail_write(1 + self.rng.below(20)),
+                    4 => disk.short_write(1 + self.rng.below(20)),
+                    5 => disk.fail_directory_sync(1 + self.rng.below(3)),
+                    _ => self.pace.iter().for_each(|pace| pace.hangs.set(true)),
                 }
                 End::Fault
             }
@@ -405,7 +408,9 @@ impl Lives {
     /// The process ends, or the whole machine does.
     fn cut_power(&mut self) {
         let disk = &self.world.disk;
-        let how = self.rng.below(8);
+        // A broker that refuses writes is started again on the machine as it is: the page cache may lie then.
+        let how = if self.is_poisoned { self.rng.below(3) } else { self.rng.below(8) };
+        self.is_poisoned = false;
         match how {
             0 | 1 => disk.kill(),
             2..=4 => disk.crash_losing_unsynced(),

@@ -42,7 +42,7 @@ struct Stranger {
 enum Foretold {
     /// Stored behind `skip` records that were there already.
     Stored {
-        bytes: Bytes,
+        bytes: Quiet,
         first: u64,
         last: u64,
         skip: u32,
@@ -54,6 +54,16 @@ enum Foretold {
         code: ErrorCode,
         detail: u64,
     },
+}
+
+/// Bytes that nobody wants to read in a message.
+#[derive(Clone)]
+struct Quiet(Bytes);
+
+impl std::fmt::Debug for Quiet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} bytes", self.0.len())
+    }
 }
 
 /// Why a session ended: something was lost on the way, or something is wrong.
@@ -226,13 +236,13 @@ impl Stranger {
                     .batch(stream, first, 2 + count, |number| if number < next { self.sent[&number] } else { epoch });
                 self.note(next, count, epoch);
                 *last += count;
-                (bytes.clone(), Foretold::Stored { bytes, first, last: *last, skip: 2 })
+                (bytes.clone(), Foretold::Stored { bytes: Quiet(bytes), first, last: *last, skip: 2 })
             }
             _ => {
                 let bytes = self.batch(stream, next, count, |_| epoch);
                 self.note(next, count, epoch);
                 *last += count;
-                (bytes.clone(), Foretold::Stored { bytes, first: next, last: *last, skip: 0 })
+                (bytes.clone(), Foretold::Stored { bytes: Quiet(bytes), first: next, last: *last, skip: 0 })
             }
         }
     }
@@ -271,7 +281,7 @@ impl Stranger {
                     ledger.told_offset(&self.name, self.stream, number, offset)?;
                 }
                 if *skip == 0 {
-                    self.stored.push_back((bytes.clone(), *first, *last, base));
+                    self.stored.push_back((bytes.0.clone(), *first, *last, base));
                     self.stored.truncate_front_to(REMEMBERED);
                 }
             }
