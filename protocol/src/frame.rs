@@ -18,7 +18,7 @@ use crate::publish::{ACCEPTED_LEN, ANSWERS_BODY_BYTES_MAX};
 pub const FRAME_HEADER_LEN: usize = 8;
 
 /// Bytes to make room for ahead of their arrival. A header alone must not make the receiver allocate what it claims.
-const READ_AHEAD_BYTES_MAX: usize = 64 << 10;
+const READ_AHEAD_BYTES_MAX: usize = 32 << 10;
 
 /// What a frame's body is. The numbers are those of the wire and are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -304,7 +304,10 @@ impl FrameDecoder {
         }
         let missing = (FRAME_HEADER_LEN + body_len).saturating_sub(self.buffer.len());
         if missing > 0 {
-            self.buffer.reserve(missing.min(READ_AHEAD_BYTES_MAX));
+            // Only when it is full: asked for more behind each few bytes that arrive, the buffer would double each time.
+            if self.buffer.capacity() == self.buffer.len() {
+                self.buffer.reserve(missing.min(READ_AHEAD_BYTES_MAX));
+            }
             return Ok(None);
         }
         self.buffer.advance(FRAME_HEADER_LEN);
@@ -389,6 +392,17 @@ mod tests {
             let refused = decoder.next_frame().unwrap_err();
             assert!(matches!(refused, FrameError::TooLong { body_len, .. } if body_len == max + 1), "{refused}");
             assert!(max + FRAME_HEADER_LEN <= limits.frame_bytes_max(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_trickle_in_do_not_make_the_buffer_grow_ahead_of_them() {
+        let mut decoder = decoder();
+        decoder.push(&encode_frame_header(FrameKind::Publish, 1 << 20));
+        for received in FRAME_HEADER_LEN + 1..100_000 {
+            decoder.push(&[0]);
+            assert!(decoder.next_frame().unwrap().is_none());
+            assert!(decoder.buffer.capacity() <= 2 * received + READ_AHEAD_BYTES_MAX, "{received} received");
         }
     }
 
