@@ -6,13 +6,15 @@
 //! group begins.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use crate::checkpoint::{EntryMark, Stamp};
 use crate::entry::{self, EntryHeader, EntryKind, entry_len};
 use crate::group::{Chunk, Group, OpensSegment};
 use crate::housekeeping::Spare;
-use crate::index::Index;
+use crate::index::{Index, SegmentIndex};
 use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader};
 use crate::{Entropy, Facts, ReplayTime, Sabotage, Sabotages};
 
@@ -147,6 +149,8 @@ pub struct Appender {
     arena_position: u64,
     has_content: bool,
     content_end: u64,
+    /// The newest entry, watermarks aside.
+    last: Option<EntryMark>,
     closed: VecDeque<Group>,
     closed_bytes: usize,
     time: ReplayTime,
@@ -193,6 +197,7 @@ impl Appender {
             arena_position: start.position,
             has_content: false,
             content_end: start.group_start,
+            last: None,
             closed: VecDeque::new(),
             closed_bytes: 0,
             time: start.time,
@@ -375,7 +380,10 @@ impl Appender {
             payload_position = header.position + header.payload_at();
             self.make_room(header.stored_len() as usize);
             let facts = new.facts.as_bytes();
+            let at = self.arena.len();
             entry::encode_entry(&mut self.arena, &self.active.salt, &header, facts, new.payload, new.head_len);
+            let header_crc = entry::stored_crc(self.arena.get(at..).unwrap_or_default());
+            self.last = Some(EntryMark::new(self.active.number, self.active.salt, &header, header_crc));
             self.position = header.end();
             self.has_content |= new.kind.is_content();
             if new.kind == EntryKind::Records {
@@ -405,6 +413,14 @@ impl Appender {
     #[must_use]
     pub fn has_group(&self) -> bool {
         self.has_content || !self.closed.is_empty()
+    }
+
+    /// The index of the active segment as it is when the log is closed now, to be written as its footer: the next start
+    /// need not read the segment for it then. `None` while anything waits for the writer.
+    #[must_use]
+    pub fn closing_index(&self) -> Option<Arc<SegmentIndex>> {
+        let is_at_rest = !self.has_group() && self.opens.is_none();
+        is_at_rest.then(|| self.index.active_ending_at(self.position))
     }
 
     fn stamp(&self) -> u64 {
@@ -455,7 +471,9 @@ impl Appender {
         let watermark = self.arena.split().freeze();
         self.position = header.end();
         self.arena_position = self.position;
-        let group = Group { opens: self.opens.take(), chunks: std::mem::take(&mut self.chunks), watermark, end };
+        let mark = self.last.expect("a group is closed when it holds an entry");
+        let stamp = Stamp { log_id: self.log_id, mark, start_count: self.start_count, time: self.time };
+        let group = Group { opens: self.opens.take(), chunks: std::mem::take(&mut self.chunks), watermark, end, stamp };
         self.closed_bytes += group.len();
         self.closed.push_back(group);
         self.has_content = false;

@@ -153,6 +153,8 @@ impl EntryHeader {
 pub struct EntryHead<'a> {
     /// The header.
     pub header: EntryHeader,
+    /// Its checksum; it never leaves the broker.
+    pub(crate) header_crc: u32,
     /// The encoded facts.
     fact_bytes: &'a [u8],
     /// The payload's first `head_len` bytes.
@@ -271,7 +273,12 @@ pub(crate) fn decode_head<'a>(bytes: &'a [u8], salt: &Salt, place: HeadPlace) ->
         log_ms: fixed.get_u64_le(),
         owner: fixed.first_chunk::<16>().copied().unwrap_or_default(),
     };
-    Ok(EntryHead { header, fact_bytes, head })
+    Ok(EntryHead { header, header_crc, fact_bytes, head })
+}
+
+/// The header checksum of the entry whose front header begins `bytes`, unchecked.
+pub(crate) fn stored_crc(bytes: &[u8]) -> u32 {
+    bytes.get(4..8).and_then(|crc| crc.first_chunk()).map_or(0, |crc| u32::from_le_bytes(*crc))
 }
 
 fn covered_crc(salt: &Salt, covered: &[u8]) -> u32 {

@@ -75,9 +75,14 @@ pub(crate) fn read(medium: &dyn Medium, segment: u64) -> io::Result<Option<Segme
     Ok(decode(&bytes).filter(|index| index.number == segment))
 }
 
-fn encode(index: &SegmentIndex) -> Vec<u8> {
+/// Bytes of a footer's file.
+pub(crate) fn encoded_len(index: &SegmentIndex) -> u64 {
     let points: usize = index.subjects.values().map(|subject| subject.points.len()).sum();
-    let mut out = Vec::with_capacity(FIXED_LEN + index.subjects.len() * SUBJECT_LEN + points * POINT_LEN + 4);
+    (FIXED_LEN + index.subjects.len() * SUBJECT_LEN + points * POINT_LEN + 4) as u64
+}
+
+fn encode(index: &SegmentIndex) -> Vec<u8> {
+    let mut out = Vec::with_capacity(encoded_len(index) as usize);
     out.put_u32_le(MAGIC);
     out.put_u32_le(VERSION);
     out.put_u64_le(index.number);

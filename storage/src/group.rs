@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::checkpoint::Stamp;
 use crate::housekeeping::Spare;
 use crate::segment::SegmentHeader;
 
@@ -27,6 +28,7 @@ pub struct Group {
     pub(crate) watermark: Bytes,
     /// Position behind its last entry, where the watermark goes.
     pub(crate) end: u64,
+    pub(crate) stamp: Stamp,
 }
 
 impl Group {
@@ -51,7 +53,7 @@ impl Group {
     /// The buffers of the group, shared: for [`GroupBytes::slice`] after the group has gone to the writer.
     #[must_use]
     pub fn share(&self) -> GroupBytes {
-        GroupBytes { chunks: self.chunks.clone() }
+        GroupBytes { chunks: self.chunks.clone(), stamp: self.stamp }
     }
 }
 
@@ -59,9 +61,16 @@ impl Group {
 #[derive(Debug, Clone)]
 pub struct GroupBytes {
     chunks: Vec<Chunk>,
+    stamp: Stamp,
 }
 
 impl GroupBytes {
+    /// What a checkpoint is stamped with that counts in all up to this group's end; to be used once that is durable.
+    #[must_use]
+    pub const fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
     /// The `len` bytes at a log position, uncopied; `None` if the group does not hold them.
     #[must_use]
     pub fn slice(&self, position: u64, len: usize) -> Option<Bytes> {

@@ -81,6 +81,8 @@ pub struct Index {
     forgotten: HashSet<u64>,
     /// Sealed and not yet handed over for writing.
     to_write: Vec<Arc<SegmentIndex>>,
+    /// The active segment's index stands in its footer already: only in a start.
+    is_adopted: bool,
 }
 
 impl Index {
@@ -91,11 +93,27 @@ impl Index {
             newest_sealed: HashMap::new(),
             forgotten: HashSet::new(),
             to_write: Vec::new(),
+            is_adopted: false,
         }
+    }
+
+    /// Takes the active segment's index from its footer, which fits: its entries need not be noted, nor the footer written.
+    pub(crate) fn adopt(&mut self, footer: &SegmentIndex) {
+        self.newest_sealed.extend(footer.subjects.keys().map(|subject| (*subject, footer.number)));
+        self.active.subjects.clear();
+        self.is_adopted = true;
+    }
+
+    /// The active segment's index, as it will be if the segment ends at `end`.
+    pub(crate) fn active_ending_at(&self, end: u64) -> Arc<SegmentIndex> {
+        Arc::new(SegmentIndex { end, ..self.active.clone() })
     }
 
     /// Counts an entry of records, in log order.
     pub(crate) fn note(&mut self, header: &EntryHeader) {
+        if self.is_adopted {
+            return;
+        }
         let previous = match self.active.subjects.contains_key(&header.subject) {
             true => 0,
             false => self.newest_sealed.get(&header.subject).copied().unwrap_or(0),
@@ -106,6 +124,9 @@ impl Index {
     /// Seals the active segment at `end`: the log goes on in the one of `header`.
     pub(crate) fn roll(&mut self, header: &SegmentHeader, end: u64) {
         let mut sealed = std::mem::replace(&mut self.active, SegmentIndex::new(header));
+        if std::mem::take(&mut self.is_adopted) {
+            return;
+        }
         sealed.end = end;
         let forgotten = std::mem::take(&mut self.forgotten);
         let kept = sealed.subjects.keys().filter(|subject| !forgotten.contains(subject));

@@ -7,7 +7,8 @@
 //!
 //! How the parts work together:
 //!
-//! - [`open`] locks the folder, recovers what is there and returns the parts of a running log ([`OpenedLog`]).
+//! - [`open`] locks the folder, recovers what is there and returns the parts of a running log ([`OpenedLog`]);
+//!   [`open_from`] does so from a checkpoint ([`CheckpointStore`]), and reads only what lies behind that.
 //! - The [`Appender`] encodes entries into the open group. It touches no file.
 //! - The [`Writer`] commits one closed [`Group`] at a time: write, fdatasync, then the watermark that proves it.
 //! - [`Housekeeping`] prepares the next segment file ahead, writes footers and trims sealed segments.
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod appender;
+mod checkpoint;
 mod entropy;
 mod entry;
 mod error;
@@ -40,6 +42,10 @@ mod walk;
 mod writer;
 
 pub use appender::{AppendError, Appended, Appender, NewEntry, Room};
+pub use checkpoint::{
+    BeforeOpen, Checkpoint, CheckpointPairs, CheckpointSave, CheckpointStore, DiskCheckpoints, EntryMark, LoadError,
+    MemoryCheckpoints, SaveError, Stamp,
+};
 pub use entropy::Entropy;
 pub use entry::{ENTRY_HEADER_LEN, EntryHead, EntryHeader, EntryKind, PAYLOAD_BYTES_MAX, entry_len};
 pub use error::OpenError;
@@ -50,8 +56,8 @@ pub use index::{Index, SegmentIndex};
 pub use options::{LogOptions, ReplayTime};
 pub use plan::ReadPlan;
 pub use reader::{ColdReader, ReadOutcome, StoredBatch};
-pub use recovery::{OpenedLog, open};
-pub use report::{Damage, DamageKind, RecoveryReport, Replayed};
+pub use recovery::{Fold, OpenedLog, open, open_from};
+pub use report::{CheckpointFate, Damage, DamageKind, RecoveryReport, Replayed};
 pub use sabotage::{Sabotage, Sabotages};
 pub use segment::{LogId, Predecessor, Salt, SegmentHeader};
 pub use segment_files::ReadError;

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::appender::{Appender, AppenderStart, NewEntry, Room};
+use crate::checkpoint::{CheckpointPairs, CheckpointStore, EntryMark, LoadError, Place, Stamp, place};
 use crate::entry::EntryKind;
 use crate::error::OpenError;
 use crate::fact::{Fact, FactKind, Facts};
@@ -22,9 +23,9 @@ use crate::housekeeping::{
 use crate::index::Index;
 use crate::medium::{Medium, MediumFile, read_exact_at};
 use crate::reader::ColdReader;
-use crate::report::{Damage, RecoveryReport, Replayed};
+use crate::report::{CheckpointFate, Damage, RecoveryReport, Replayed};
 use crate::segment::{ENTRIES_AT, LogId, Predecessor, Salt, SegmentHeader, file_offset, segment_name};
-use crate::survey::survey;
+use crate::survey::{Survey, survey};
 use crate::walk::{Before, Walk};
 use crate::writer::{Writer, write_header};
 use crate::{Entropy, LogOptions, ReplayTime, Sabotage};
@@ -49,6 +50,10 @@ pub struct OpenedLog {
     pub durable: u64,
     /// The clocks to go on from.
     pub time: ReplayTime,
+    /// What a checkpoint is stamped with that counts in all up to the durable position.
+    pub stamp: Stamp,
+    /// The checkpoint that was gone on from.
+    pub went_on_from: Option<EntryMark>,
     /// What was found.
     pub report: RecoveryReport,
     /// Keeps the folder locked; to be dropped last.
@@ -65,12 +70,98 @@ pub fn open(
     wall_ms: i64,
     fold: &mut dyn FnMut(Replayed<'_>),
 ) -> Result<OpenedLog, OpenError> {
+    /// Nothing is restored into it.
+    struct Whole<'f>(&'f mut dyn FnMut(Replayed<'_>));
+
+    impl Fold for Whole<'_> {
+        fn restore(&mut self, _: &CheckpointPairs) -> Result<(), String> {
+            Err("there is nothing to restore it into".to_owned())
+        }
+
+        fn take(&mut self, replayed: Replayed<'_>) {
+            (self.0)(replayed);
+        }
+    }
+
+    open_log(medium, options, wall_ms, None, &mut Whole(fold))
+}
+
+/// What the log is folded into.
+pub trait Fold {
+    /// Begins with what a checkpoint holds instead of with nothing. Called at most once, before anything is taken.
+    ///
+    /// # Errors
+    /// If it makes no sense: then nothing was restored, the checkpoint is set aside, and the whole log follows.
+    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String>;
+
+    /// Counts in what comes next in the log.
+    fn take(&mut self, replayed: Replayed<'_>);
+}
+
+/// As [`open`], but goes on from the newest checkpoint, if there is one and the log agrees with it: `fold` is given what it
+/// holds, and only what lies behind it is read.
+///
+/// # Errors
+/// [`OpenError`]; unless it says otherwise nothing was changed. Nothing that is wrong with a checkpoint is an error: it is
+/// told in the report, and the whole log is read.
+pub fn open_from(
+    medium: &Arc<dyn Medium>,
+    options: &LogOptions,
+    wall_ms: i64,
+    checkpoints: &mut dyn CheckpointStore,
+    fold: &mut dyn Fold,
+) -> Result<OpenedLog, OpenError> {
+    open_log(medium, options, wall_ms, Some(checkpoints), fold)
+}
+
+/// Steps 6 and 11: the checkpoint to go on from, restored into the fold; and what became of it.
+fn go_on_from(
+    folder: Folder<'_>,
+    survey: &Survey,
+    options: &LogOptions,
+    checkpoints: &mut dyn CheckpointStore,
+    fold: &mut dyn Fold,
+) -> Result<(Option<Stamp>, CheckpointFate), OpenError> {
+    let odd = |why: String| (None, CheckpointFate::SetAside { why, name: None });
+    let loaded = match checkpoints.load() {
+        Ok(Some(loaded)) => loaded,
+        Ok(None) => return Ok((None, CheckpointFate::Absent)),
+        Err(LoadError::Odd(why)) => return Ok(odd(why)),
+        Err(LoadError::Unavailable(why)) => return Ok((None, CheckpointFate::Unavailable { why })),
+    };
+    let mut nowhere = |_: Replayed<'_>| {};
+    let walk = Walk::new(folder, options, &mut nowhere);
+    if let Place::Elsewhere(why) = place(folder, survey, &loaded.stamp, options, |part| walk.own_end(part))? {
+        return Ok(odd(why.to_owned()));
+    }
+    if let Err(why) = fold.restore(&loaded.pairs) {
+        return Ok(odd(why));
+    }
+    let fate = CheckpointFate::Used { end: loaded.stamp.mark.end(), keys: loaded.pairs.len() };
+    Ok((Some(loaded.stamp), fate))
+}
+
+fn open_log(
+    medium: &Arc<dyn Medium>,
+    options: &LogOptions,
+    wall_ms: i64,
+    mut checkpoints: Option<&mut dyn CheckpointStore>,
+    fold: &mut dyn Fold,
+) -> Result<OpenedLog, OpenError> {
     let lock = medium.lock(true)?;
     let folder = Folder { medium: medium.as_ref() };
     let files = folder.run("list the files", medium.list())?;
     let survey = survey(folder, &files)?;
-    let mut walk = Walk::new(folder, options, fold);
-    let before = if survey.chain.is_empty() { Before::nothing() } else { walk.walk(&survey)? };
+    let (stamp, mut checkpoint) = match &mut checkpoints {
+        Some(checkpoints) => go_on_from(folder, &survey, options, *checkpoints, fold)?,
+        None => (None, CheckpointFate::Absent),
+    };
+    let mut take = |replayed: Replayed<'_>| fold.take(replayed);
+    let mut walk = Walk::new(folder, options, &mut take);
+    if let Some(stamp) = stamp {
+        walk.go_on_from(stamp);
+    }
+    let before = walk.walk(&survey)?;
     let (mut found, index) = walk.into_findings();
     let mut damages = survey.damages;
     damages.append(&mut found.damages);
@@ -79,9 +170,10 @@ pub fn open(
     let rewritten_bytes = folder.run("write the unproven tail again", rewrite_tail(folder, &before, options))?;
 
     let mut entropy = options.entropy.clone();
-    let log_id = match survey.chain.last() {
-        Some(active) => active.header.log_id,
-        None => folder.run("make an identity", new_log_id(&mut entropy))?,
+    let log_id = match (survey.chain.last(), stamp) {
+        (Some(active), _) => active.header.log_id,
+        (None, Some(stamp)) => stamp.log_id,
+        (None, None) => folder.run("make an identity", new_log_id(&mut entropy))?,
     };
     let last = found.last_time;
     let time = ReplayTime {
@@ -98,7 +190,8 @@ pub fn open(
         base: active.header.base,
     });
     let continues_in_place = options.sabotages.has(Sabotage::AppendBehindCut) && predecessor.is_some();
-    let number = survey.number_max + u64::from(!continues_in_place);
+    let number_max = survey.number_max.max(stamp.map_or(0, |stamp| stamp.mark.segment));
+    let number = number_max + u64::from(!continues_in_place);
     let salt = match options.sabotages.has(Sabotage::SaltIsCounter) {
         true => Salt::new(number),
         false => Salt::new(folder.run("make a salt", entropy.next_u64())?),
@@ -156,7 +249,7 @@ pub fn open(
     });
     let mut writer = Writer::new(Arc::clone(medium), file, header.number, header.base, before.end, options.sabotages);
     let cut = before.cut();
-    let report = RecoveryReport {
+    let mut report = RecoveryReport {
         log_id,
         start_count,
         proven: before.proven,
@@ -168,9 +261,12 @@ pub fn open(
         set_aside: Vec::new(),
         segments: survey.chain.len(),
         entries: found.entries,
+        bytes_read: found.bytes_read,
+        checkpoint: CheckpointFate::Absent,
         last_time: last,
     };
-    let durable = append_start(&mut appender, &mut writer, &report, &found.new_holes, header.file_len, time)
+    let went_on_from = stamp.map(|stamp| stamp.mark);
+    let (durable, stamp) = append_start(&mut appender, &mut writer, &report, &found.new_holes, header.file_len, time)
         .map_err(|source| folder.error("write the start entry", source))?;
 
     // Only now, with the decision durable, are foreign files moved out of the way.
@@ -184,6 +280,13 @@ pub fn open(
         folder.run("sync the folder", folder.medium.sync_directory())?;
     }
 
+    if let (CheckpointFate::SetAside { name, .. }, Some(checkpoints)) = (&mut checkpoint, &mut checkpoints) {
+        // One that can't be moved is odd at the next start as well, and in the way of none.
+        *name = checkpoints.set_aside(&start_count.to_string()).unwrap_or_default();
+    }
+    report.checkpoint = checkpoint;
+    report.set_aside = set_aside;
+
     Ok(OpenedLog {
         appender,
         writer,
@@ -192,7 +295,9 @@ pub fn open(
         jobs,
         durable,
         time,
-        report: RecoveryReport { set_aside, ..report },
+        stamp,
+        went_on_from,
+        report,
         lock,
     })
 }
@@ -220,7 +325,7 @@ pub(crate) fn inspect(
     let files = folder.run("list the files", medium.list())?;
     let survey = survey(folder, &files)?;
     let mut walk = Walk::new(folder, options, fold);
-    let before = if survey.chain.is_empty() { Before::nothing() } else { walk.walk(&survey)? };
+    let before = walk.walk(&survey)?;
     let (mut found, _) = walk.into_findings();
     let mut damages = survey.damages;
     damages.append(&mut found.damages);
@@ -349,7 +454,7 @@ fn append_start(
     new_holes: &[Range<u64>],
     file_len: u64,
     time: ReplayTime,
-) -> io::Result<u64> {
+) -> io::Result<(u64, Stamp)> {
     // A segment from the reserve is small. More holes than fit are found again by the next walk.
     let holes_told_max = (file_len.saturating_sub(RESERVE_BYTES_MIN / 2 + ENTRIES_AT) / HOLE_BYTES).min(HOLES_TOLD_MAX);
     let holes_told_max = holes_told_max as usize;
@@ -377,7 +482,7 @@ fn append_start(
     appender.append_in(Room::Reserve, &entries, time).map_err(io::Error::other)?;
     let mut group = appender.take_group().expect("a start entry was appended");
     let committed = writer.commit(&mut group).map_err(io::Error::other)?;
-    Ok(committed.end)
+    Ok((committed.end, group.stamp))
 }
 
 /// Holes that one start writes down.

@@ -60,6 +60,32 @@ pub struct Damage {
     pub offsets: Option<Range<u64>>,
 }
 
+/// What became of the checkpoint at a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointFate {
+    /// There was none.
+    Absent,
+    /// The start went on from it.
+    Used {
+        /// The position up to which it counts the log in.
+        end: u64,
+        /// Keys that it held.
+        keys: usize,
+    },
+    /// Something about it did not fit; it was moved out of the way, and the log was read instead.
+    SetAside {
+        /// What did not fit.
+        why: String,
+        /// Its new name; `None` if it could not be moved.
+        name: Option<String>,
+    },
+    /// It could not be read now; the log was read instead.
+    Unavailable {
+        /// Why not.
+        why: String,
+    },
+}
+
 /// What a start found and did.
 #[derive(Debug, Clone)]
 pub struct RecoveryReport {
@@ -86,6 +112,10 @@ pub struct RecoveryReport {
     pub segments: usize,
     /// Entries read.
     pub entries: u64,
+    /// Bytes read of segments and footers, headers of segments aside.
+    pub bytes_read: u64,
+    /// What became of the checkpoint.
+    pub checkpoint: CheckpointFate,
     /// The newest clocks in the log.
     pub last_time: ReplayTime,
 }

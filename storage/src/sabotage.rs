@@ -66,6 +66,10 @@ sabotages! {
     StreamByName = "stream-by-name",
     /// The entry that removes a stream goes while the stream's bytes stay (A9).
     DropDeletionEarly = "drop-deletion-early",
+    /// A checkpoint counts in what is appended and not yet durable (A3).
+    CheckpointFromOrderedFold = "checkpoint-from-the-ordered-fold",
+    /// A checkpoint is used without a look at whether the log holds the entry that it was made at (A3).
+    CheckpointWithoutBranchCheck = "checkpoint-without-branch-check",
 }
 
 /// The defects that are switched on; always none without the feature `sabotage`.

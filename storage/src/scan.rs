@@ -60,6 +60,11 @@ impl<'a> Scan<'a> {
         Self { bytes, salt, base, origin: base, at: 0, uses_copies, pending: None }
     }
 
+    /// The same, but `bytes` begin in the middle of the segment, at `origin`.
+    pub(crate) fn starting_at(self, origin: u64) -> Self {
+        Self { origin, ..self }
+    }
+
     /// As [`Self::new`], but `bytes` begin in the middle of the segment, at `origin`.
     pub(crate) fn new_at(bytes: &'a [u8], salt: Salt, base: u64, origin: u64) -> Self {
         Self { bytes, salt, base, origin, at: 0, uses_copies: true, pending: None }

@@ -1,9 +1,16 @@
-//! The walk over a whole log: every entry in log order, up to the end that they prove. Steps 7 to 12 of recovery, and 17;
+//! The walk over a log: every entry in log order, up to the end that they prove. Steps 7 to 12 of recovery, and 17;
 //! writes nothing.
+//!
+//! With a checkpoint it goes on from there: what lies below its stamp is not handed to the fold, and a segment that lies
+//! wholly below it is not read, as long as its footer tells where its subjects stand.
 
+mod stamp;
+
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::Stamp;
 use crate::entry::EntryKind;
 use crate::error::OpenError;
 use crate::fact::FactKind;
@@ -66,6 +73,7 @@ pub(crate) struct Findings {
     pub(crate) known: Vec<KnownSegment>,
     pub(crate) start_count: u64,
     pub(crate) entries: u64,
+    pub(crate) bytes_read: u64,
     pub(crate) last_time: ReplayTime,
 }
 
@@ -78,17 +86,34 @@ pub(crate) struct Walk<'f> {
     findings: Findings,
     known_holes: Vec<u64>,
     known_cuts: Vec<Range<u64>>,
+    /// What the fold holds already.
+    stamp: Option<Stamp>,
+    bytes_read: Cell<u64>,
 }
 
 impl<'f> Walk<'f> {
     pub(crate) fn new(folder: Folder<'f>, options: &'f LogOptions, fold: &'f mut dyn FnMut(Replayed<'_>)) -> Self {
         let (known_holes, known_cuts) = (Vec::new(), Vec::new());
-        Self { folder, options, fold, index: None, findings: Findings::default(), known_holes, known_cuts }
+        let (stamp, bytes_read) = (None, Cell::new(0));
+        let findings = Findings::default();
+        Self { folder, options, fold, index: None, findings, known_holes, known_cuts, stamp, bytes_read }
+    }
+
+    /// Goes on from what a checkpoint with this stamp holds.
+    pub(crate) fn go_on_from(&mut self, stamp: Stamp) {
+        self.observe(stamp.start_count, stamp.time.wall_ms, stamp.time.log_ms);
+        self.stamp = Some(stamp);
+    }
+
+    /// The fold holds all that lies below this position.
+    fn from(&self) -> u64 {
+        self.stamp.map_or(0, |stamp| stamp.mark.end)
     }
 
     /// What was found; earlier starts' findings are not new.
     pub(crate) fn into_findings(self) -> (Findings, Option<Index>) {
-        let Self { mut findings, index, known_holes, known_cuts, .. } = self;
+        let Self { mut findings, index, known_holes, known_cuts, bytes_read, .. } = self;
+        findings.bytes_read = bytes_read.get();
         findings.new_holes.retain(|hole| !known_holes.contains(&hole.start));
         // The start that told it counted the zeros of a torn entry in; from outside they can't be told apart.
         let is_known =
@@ -102,6 +127,12 @@ impl<'f> Walk<'f> {
         // Where the part before ended, and where the log was to go on.
         let mut end = 0;
         let mut before = Before::nothing();
+        if survey.chain.is_empty() && self.from() > 0 {
+            // Not one segment is left of a log that a checkpoint was made from.
+            self.lost_before_the_stamp(0, 0);
+            before.end = self.from();
+            before.proven = self.from();
+        }
         for (at, part) in survey.chain.iter().enumerate() {
             match &mut self.index {
                 Some(index) => index.roll(&part.header, end),
@@ -111,6 +142,15 @@ impl<'f> Walk<'f> {
             self.hole(part.header.number.saturating_sub(1), end..part.header.base);
             let next = survey.chain.get(at + 1);
             let names_it = |next: &Part| next.header.predecessor.is_some_and(|its| its.number == part.header.number);
+            if let Some(next) = next.filter(|next| next.header.base <= self.from())
+                && let Some(passed) = self.pass_over(part, next)?
+            {
+                end = passed;
+                if part.is_inferred || end != next.header.base || !names_it(next) {
+                    self.findings.known.push(KnownSegment { header: part.header, end });
+                }
+                continue;
+            }
             let decided = match next {
                 Some(next) => self.decided_end(part, next)?,
                 None => None,
@@ -139,7 +179,8 @@ impl<'f> Walk<'f> {
         let in_file = next.file_len.saturating_sub(ENTRIES_AT);
         let mut bytes = vec![0; in_file.min(START_BYTES_MAX) as usize];
         self.folder.run("read a segment", read_exact_at(next.file.as_ref(), &mut bytes, ENTRIES_AT))?;
-        let mut scan = self.scan(next, &bytes);
+        self.count_read(bytes.len() as u64);
+        let mut scan = self.scan(next, next.header.base, &bytes);
         let mut decided = None;
         while let Some(Ok(Scanned::Entry(entry))) = scan.next() {
             if entry.head.header.kind != EntryKind::Start {
@@ -155,22 +196,37 @@ impl<'f> Walk<'f> {
         Ok(decided)
     }
 
-    fn read(&self, part: &Part, end: u64) -> Result<Vec<u8>, OpenError> {
-        let in_file = part.file_len.saturating_sub(ENTRIES_AT);
-        let mut bytes = vec![0; in_file.min(end - part.header.base) as usize];
-        self.folder.run("read a segment", read_exact_at(part.file.as_ref(), &mut bytes, ENTRIES_AT))?;
+    fn count_read(&self, bytes: u64) {
+        self.bytes_read.set(self.bytes_read.get() + bytes);
+    }
+
+    /// The segment's bytes from position `origin` to `end`.
+    fn read(&self, part: &Part, origin: u64, end: u64) -> Result<Vec<u8>, OpenError> {
+        let at = file_offset(part.header.base, origin);
+        let in_file = part.file_len.saturating_sub(at);
+        let mut bytes = vec![0; in_file.min(end - origin) as usize];
+        self.folder.run("read a segment", read_exact_at(part.file.as_ref(), &mut bytes, at))?;
+        self.count_read(bytes.len() as u64);
         Ok(bytes)
     }
 
-    fn scan<'b>(&self, part: &Part, bytes: &'b [u8]) -> Scan<'b> {
+    /// A scan of the segment's bytes from position `origin` on.
+    fn scan<'b>(&self, part: &Part, origin: u64, bytes: &'b [u8]) -> Scan<'b> {
         let uses_copies = !self.options.sabotages.has(Sabotage::NoHeaderCopy);
-        Scan::new(bytes, part.header.salt, part.header.base, uses_copies)
+        Scan::new(bytes, part.header.salt, part.header.base, uses_copies).starting_at(origin)
     }
 
     /// A segment with a successor: all of it was durable, so whatever is broken is damage.
     fn sealed(&mut self, part: &Part, end: u64) -> Result<u64, OpenError> {
-        let bytes = self.read(part, end)?;
-        let mut scan = self.scan(part, &bytes);
+        let mut origin = part.header.base;
+        let holds_stamp = (part.header.base..end).contains(&self.from());
+        let footer = if holds_stamp { self.footer_of(part) } else { None };
+        if let Some(footer) = footer.filter(|footer| footer.end == end) {
+            self.adopt(&footer);
+            origin = self.from();
+        }
+        let bytes = self.read(part, origin, end)?;
+        let mut scan = self.scan(part, origin, &bytes);
         while let Some(scanned) = scan.next() {
             match scanned.map_err(|unknown| unknown_entry(part, unknown))? {
                 Scanned::Entry(entry) => self.take(part.header.number, &entry),
@@ -192,13 +248,15 @@ impl<'f> Walk<'f> {
         while at < part.file_len {
             let mut bytes = vec![0; STEP_BYTES.min(part.file_len - at) as usize];
             self.folder.run("read a segment", read_exact_at(part.file.as_ref(), &mut bytes, at))?;
+            self.count_read(bytes.len() as u64);
             if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
                 used_file_len = at + last as u64 + 1;
             }
             at += bytes.len() as u64;
         }
         let garbage_end = end + (used_file_len - file_offset(part.header.base, end));
-        if garbage_end > end {
+        // Whoever made a checkpoint had written down every cut before it.
+        if garbage_end > end && end >= self.from() {
             self.findings.untold_cuts.push(end..garbage_end);
         }
         if used_file_len < part.file_len {
@@ -210,20 +268,43 @@ impl<'f> Walk<'f> {
     /// A segment whose successor is lost: it ends where its own entries say so, as it did for the start or the writer
     /// that began the lost one.
     fn orphaned(&mut self, part: &Part, limit: u64) -> Result<u64, OpenError> {
-        let bytes = self.read(part, limit)?;
-        let judged = self.judge(part, &bytes)?;
-        let end = judged.end;
+        let bytes = self.read(part, part.header.base, limit)?;
+        let judged = self.judge(part, part.header.base, &bytes)?;
+        let (end, stopped) = (judged.end.min(limit), judged.stopped);
         self.take_all(part, judged);
+        // The stamp may prove more than is there.
+        self.hole(part.header.number, stopped..end);
         Ok(end)
+    }
+
+    /// Where the entries of the newest segment end, by themselves.
+    pub(crate) fn own_end(&self, part: &Part) -> Result<u64, OpenError> {
+        let bytes = self.read(part, part.header.base, u64::MAX)?;
+        Ok(self.judge(part, part.header.base, &bytes)?.end)
     }
 
     /// The newest segment.
     fn active(&mut self, part: &Part, behind: Option<UnreadableBehind>) -> Result<Before, OpenError> {
-        let bytes = self.read(part, u64::MAX)?;
-        let judged = self.judge(part, &bytes)?;
+        let mut origin = part.header.base;
+        let mut bytes = Vec::new();
+        // A broker that stopped in order has left the footer that this segment needs now.
+        let footer = if self.from() > part.header.base { self.footer_of(part) } else { None };
+        if let Some(footer) = footer.filter(|footer| self.from() < footer.end) {
+            bytes = self.read(part, self.from(), u64::MAX)?;
+            if self.judge(part, self.from(), &bytes)?.end == footer.end {
+                self.adopt(&footer);
+                origin = self.from();
+            }
+        }
+        if origin == part.header.base {
+            bytes = self.read(part, origin, u64::MAX)?;
+        }
+        let judged = self.judge(part, origin, &bytes)?;
         let Judged { mut proven, mut end, stopped, .. } = judged;
-        let (active_end, bytes_end) = (end, part.header.base + bytes.len() as u64);
-        let garbage_end = nonzero_end(&bytes, part.header.base, stopped.min(bytes_end));
+        let bytes_end = origin + bytes.len() as u64;
+        // The stamp may prove more than is there.
+        let active_end = end.min(stopped);
+        let garbage_end = nonzero_end(&bytes, origin, stopped.min(bytes_end));
         let used_file_len = file_offset(part.header.base, garbage_end.max(stopped.min(bytes_end)));
         let unproven = proven..active_end;
         self.take_all(part, judged);
@@ -244,9 +325,14 @@ impl<'f> Walk<'f> {
             };
             self.findings.damages.push(lost);
         }
+        end = end.max(self.from());
+        let lost_in = part.header.number + u64::from(behind.is_some());
         if end > active_end {
             proven = end;
-            self.hole(part.header.number + u64::from(behind.is_some()), active_end..end);
+            match end > self.from() {
+                true => self.hole(lost_in, active_end..end),
+                false => self.lost_before_the_stamp(lost_in, active_end),
+            }
         }
         let active = Some((Arc::from(part.name.as_str()), part.header.base));
         Ok(Before { proven, end, active_end, unproven, garbage_end, used_file_len, active })
@@ -254,20 +340,22 @@ impl<'f> Walk<'f> {
 
     /// Steps 9 to 12 for a segment of which nothing behind it says where it ends. First everything is collected, then
     /// it is judged.
-    fn judge<'b>(&self, part: &Part, bytes: &'b [u8]) -> Result<Judged<'b>, OpenError> {
-        let mut scan = self.scan(part, bytes);
+    fn judge<'b>(&self, part: &Part, origin: u64, bytes: &'b [u8]) -> Result<Judged<'b>, OpenError> {
+        let mut scan = self.scan(part, origin, bytes);
         let mut found = Vec::new();
         while let Some(scanned) = scan.next() {
             found.push(scanned.map_err(|unknown| unknown_entry(part, unknown))?);
         }
         let stopped = scan.stopped_at();
-        let mut proven = found.iter().fold(part.header.base, |proven, scanned| match scanned {
+        let stamped = self.stamp.filter(|stamp| stamp.mark.salt == part.header.salt);
+        let floor = stamped.map_or(part.header.base, |stamp| stamp.mark.end);
+        let mut proven = found.iter().fold(floor, |proven, scanned| match scanned {
             Scanned::Entry(entry) => proven.max(entry.head.header.group_start),
             Scanned::Unreadable(_) => proven,
         });
         let mut end = end_of_log(&found, proven, stopped);
         if self.options.sabotages.has(Sabotage::CutAtAnyBadChecksum) {
-            end = end_of_log(&found, part.header.base, stopped);
+            end = end_of_log(&found, origin, stopped);
             proven = proven.min(end);
         }
         Ok(Judged { found, proven, end, stopped })
@@ -316,7 +404,9 @@ impl<'f> Walk<'f> {
         {
             index.note(&header);
         }
-        (self.fold)(Replayed::Entry { head: &entry.head, payload_ok: entry.payload_ok });
+        if header.position >= self.from() {
+            (self.fold)(Replayed::Entry { head: &entry.head, payload_ok: entry.payload_ok });
+        }
     }
 
     fn hole(&mut self, segment: u64, range: Range<u64>) {
@@ -330,8 +420,12 @@ impl<'f> Walk<'f> {
             subject: None,
             offsets: None,
         });
-        self.findings.new_holes.push(range.clone());
-        (self.fold)(Replayed::Hole(range));
+        // What a checkpoint holds is known, whatever became of the entries.
+        let from = self.from();
+        if range.end > from {
+            self.findings.new_holes.push(range.clone());
+            (self.fold)(Replayed::Hole(range.start.max(from)..range.end));
+        }
     }
 
     fn observe(&mut self, start_count: u64, wall_ms: i64, log_ms: u64) {
