@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use tidelog_protocol::{MediumKind, PROTOCOL_VERSION, Welcome};
 use tidelog_storage::medium::Medium;
-use tidelog_storage::{Entropy, LogOptions, OpenedLog, RecoveryReport, Replayed, Sabotage, Sabotages};
+use tidelog_storage::{
+    CheckpointPairs, Entropy, Fold, LogOptions, OpenedLog, RecoveryReport, Replayed, Sabotage, Sabotages, open,
+    open_from,
+};
 use tokio::sync::Notify;
 
 use crate::broker::StartError;
+use crate::checkpointing::{Checkpointing, checkpoints_of};
 use crate::clock::Clock;
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
@@ -43,6 +47,7 @@ pub(crate) struct Recovered {
     medium: Arc<dyn Medium>,
     log: OpenedLog,
     state: State,
+    checkpointing: Checkpointing,
 }
 
 impl Recovered {
@@ -51,7 +56,7 @@ impl Recovered {
     }
 }
 
-/// Opens the log and folds it.
+/// Opens the log and folds it, from the checkpoint on if there is one.
 pub(crate) fn recover(parts: &Parts, medium: &Arc<dyn Medium>) -> Result<Recovered, StartError> {
     let Parts { config, sabotages, .. } = parts;
     let options = LogOptions {
@@ -63,12 +68,29 @@ pub(crate) fn recover(parts: &Parts, medium: &Arc<dyn Medium>) -> Result<Recover
     };
     let mut state = State::new(*sabotages);
     let wall_ms = parts.clock.wall_ms();
-    let log = tidelog_storage::open(medium, &options, wall_ms, &mut |replayed| fold(&mut state, replayed))?;
+    let mut checkpointing = Checkpointing::new(checkpoints_of(config), config.checkpoint_bytes);
+    let log = match checkpointing.store_mut() {
+        Some(checkpoints) => open_from(medium, &options, wall_ms, checkpoints, &mut Folding(&mut state))?,
+        None => open(medium, &options, wall_ms, &mut |replayed| fold(&mut state, replayed))?,
+    };
     if sabotages.has(Sabotage::ForgetProducers) {
         state.producers.forget_sequences();
     }
     tell(&log.report, medium);
-    Ok(Recovered { medium: Arc::clone(medium), log, state })
+    Ok(Recovered { medium: Arc::clone(medium), log, state, checkpointing })
+}
+
+/// A state that a log is folded into.
+struct Folding<'s>(&'s mut State);
+
+impl Fold for Folding<'_> {
+    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+        self.0.restore(pairs)
+    }
+
+    fn take(&mut self, replayed: Replayed<'_>) {
+        fold(self.0, replayed);
+    }
 }
 
 fn fold(state: &mut State, replayed: Replayed<'_>) {
@@ -93,6 +115,8 @@ fn tell(report: &RecoveryReport, medium: &Arc<dyn Medium>) {
         log_id = %report.log_id,
         start = report.start_count,
         entries = report.entries,
+        bytes_read = report.bytes_read,
+        checkpoint = %report::checkpoint_words(&report.checkpoint),
         segments = report.segments,
         end = report.end,
         "opened {}",
@@ -122,7 +146,8 @@ impl Assembly {
         shell: &Shell,
     ) -> Result<Self, StartError> {
         let Parts { config, clock, counters, sabotages, link, .. } = parts;
-        let Recovered { medium, log, state } = recovered;
+        let Recovered { medium, log, mut state, mut checkpointing } = recovered;
+        checkpointing.begin(&log, &mut state, shell);
         let (event_sender, events) = tokio::sync::mpsc::unbounded_channel();
         let log_worker =
             LogWorker::start(shell, log.writer, Arc::clone(clock), event_sender.clone()).map_err(StartError::Thread)?;
@@ -166,7 +191,7 @@ impl Assembly {
             write_buffer_bytes: config.write_buffer_bytes,
             monitor: link.clone(),
         }));
-        let driver = Driver::new(log_worker, housekeeping, events, config.sync_timeout, *sabotages);
+        let driver = Driver::new(log_worker, housekeeping, checkpointing, events, config.sync_timeout, *sabotages);
         Ok(Self { engine, driver, lock: log.lock })
     }
 
@@ -203,7 +228,7 @@ impl Assembly {
     pub(crate) fn stop(self) {
         let Self { engine, driver, lock } = self;
         let is_poisoned = engine.sequencer.borrow().is_poisoned();
-        driver.stop(!is_poisoned);
+        driver.stop(&engine, !is_poisoned);
         match Rc::try_unwrap(engine) {
             Ok(engine) => engine.stop(),
             Err(_) => tracing::error!("a session has outlived the broker"),

@@ -22,7 +22,7 @@ const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct HousekeepingThread {
     jobs: Sender<Job>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Housekeeping>,
 }
 
 impl HousekeepingThread {
@@ -50,12 +50,18 @@ impl HousekeepingThread {
         self.jobs.clone()
     }
 
-    /// Finishes the job at hand and ends the thread. With `waits` false a thread that hangs is left behind.
-    pub(crate) fn stop(self, waits: bool) {
+    /// Finishes the job at hand and ends the thread; returns what did the jobs. With `waits` false a thread that hangs is
+    /// left behind.
+    pub(crate) fn stop(self, waits: bool) -> Option<Housekeeping> {
         drop(self.jobs);
-        if waits && self.thread.join().is_err() {
+        if !waits {
+            return None;
+        }
+        let ended = self.thread.join();
+        if ended.is_err() {
             tracing::error!("the housekeeping thread panicked");
         }
+        ended.ok()
     }
 }
 
@@ -65,7 +71,7 @@ fn keep_house(
     counters: &Counters,
     jobs: &Receiver<Job>,
     events: &UnboundedSender<Event>,
-) {
+) -> Housekeeping {
     loop {
         if let Ok(free) = medium.free_bytes() {
             counters.disk_free_bytes.set(free);
@@ -74,11 +80,11 @@ fn keep_house(
             Ok(job) => {
                 let outcome = housekeeping.run(&job);
                 if events.send(Event::Housekeeping(job, outcome)).is_err() {
-                    return;
+                    return housekeeping;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => return housekeeping,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidelog_protocol::{Limits, RECORD_BYTES_MAX_CEILING};
+use tidelog_storage::MemoryCheckpoints;
 use tidelog_storage::medium::Medium;
 
 use crate::server::peers::CONNECTION_BYTES;
@@ -42,6 +43,17 @@ pub enum MediumChoice {
     Custom(Arc<dyn Medium>),
 }
 
+/// Where checkpoints of the state are kept: a start goes on from the newest one instead of reading the whole log.
+#[derive(Debug, Clone)]
+pub enum CheckpointChoice {
+    /// Beside the log if that is in a folder, otherwise nowhere.
+    Beside,
+    /// In memory that outlives the broker: for simulated disks.
+    Memory(MemoryCheckpoints),
+    /// Nowhere: every start reads the whole log.
+    Nowhere,
+}
+
 /// Everything that can be set about a broker. `Default` is what `tidelog serve` runs with.
 ///
 /// The fields are free; [`CheckedConfig::try_from`] refuses what cannot work, and starting a broker
@@ -65,6 +77,10 @@ pub struct BrokerConfig {
     pub segment_first_bytes: u64,
     /// The largest segment. Each one after a start is four times the size of the one before, up to this.
     pub segment_bytes: u64,
+    /// Log after which the state is checkpointed anew, in bytes: about what a start after a crash reads. Only where they are kept.
+    pub checkpoint_bytes: u64,
+    /// Where checkpoints are kept.
+    pub checkpoints: CheckpointChoice,
     /// A connection that has not finished its handshake by then is dropped.
     pub handshake_timeout: Duration,
     /// A connection that was silent for so long is dropped.
@@ -108,6 +124,8 @@ impl Default for BrokerConfig {
             sync_timeout: Duration::from_secs(30),
             segment_first_bytes: 1 << 20,
             segment_bytes: 64 << 20,
+            checkpoint_bytes: 64 << 20,
+            checkpoints: CheckpointChoice::Beside,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
             memory_budget_bytes: 256 << 20,
@@ -187,6 +205,8 @@ impl TryFrom<BrokerConfig> for CheckedConfig {
         let segment_min = SEGMENT_BYTES_MIN.max(largest_batch + SEGMENT_SPARE_BYTES);
         between("segment_bytes", config.segment_bytes, segment_min, SEGMENT_BYTES_MAX)?;
         between("segment_first_bytes", config.segment_first_bytes, SEGMENT_BYTES_MIN, config.segment_bytes)?;
+
+        between("checkpoint_bytes", config.checkpoint_bytes, 1, u64::MAX)?;
 
         let memory = u64::from(config.memory_budget_bytes);
         // The largest frames of a few clients at once, beside the connections themselves.

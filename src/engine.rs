@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use crate::checkpointing::Checkpointing;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::events::{Event, LogOutcome};
@@ -174,6 +175,7 @@ impl Engine {
 pub(crate) struct Driver {
     log: LogWorker,
     housekeeping: HousekeepingWorker,
+    checkpointing: Checkpointing,
     events: UnboundedReceiver<Event>,
     sync_timeout: Duration,
     sabotages: Sabotages,
@@ -204,6 +206,7 @@ impl Driver {
     pub(crate) fn new(
         log: LogWorker,
         housekeeping: HousekeepingWorker,
+        checkpointing: Checkpointing,
         events: UnboundedReceiver<Event>,
         sync_timeout: Duration,
         sabotages: Sabotages,
@@ -212,6 +215,7 @@ impl Driver {
         Self {
             log,
             housekeeping,
+            checkpointing,
             events,
             sync_timeout,
             sabotages,
@@ -225,13 +229,16 @@ impl Driver {
     }
 
     /// Syncs what is left and ends the threads. A log thread that hangs is left behind if `waits` is false.
-    pub(crate) fn stop(self, waits: bool) {
+    pub(crate) fn stop(mut self, engine: &Engine, waits: bool) {
         if !waits {
             tracing::warn!("the log is poisoned: its thread may hang in a sync and is left behind");
         }
         drop(self.events);
         self.log.stop(waits);
-        self.housekeeping.stop(waits);
+        let housekeeping = self.housekeeping.stop(waits);
+        if waits {
+            self.checkpointing.finish(&mut engine.sequencer.borrow_mut(), housekeeping);
+        }
     }
 
     /// Runs until it is told to stop; everything appended is then durable, unless the log is poisoned.
@@ -341,6 +348,7 @@ impl Driver {
                     self.housekeeping.run(Job::TrimSegment { number: sealed.number, file_len: sealed.file_len });
                     let footers = engine.sequencer.borrow_mut().log_mut().index_mut().take_sealed();
                     footers.into_iter().for_each(|index| self.housekeeping.run(Job::WriteFooter(index)));
+                    self.checkpointing.handle_sealed(&mut engine.sequencer.borrow_mut());
                 }
             }
             Event::Log(LogOutcome::Poisoned(poisoned)) => {

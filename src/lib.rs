@@ -17,6 +17,7 @@ mod assembly;
 mod background;
 pub mod broker;
 mod budget;
+mod checkpointing;
 pub mod clock;
 pub mod config;
 pub mod counters;
@@ -39,5 +40,5 @@ pub mod state;
 mod workers;
 
 pub use broker::{Broker, StartError};
-pub use config::{BrokerConfig, MediumChoice};
+pub use config::{BrokerConfig, CheckpointChoice, MediumChoice};
 pub use local_broker::LocalBroker;

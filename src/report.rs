@@ -1,6 +1,6 @@
 //! A recovery report in words.
 
-use tidelog_storage::{Damage, DamageKind, RecoveryReport};
+use tidelog_storage::{CheckpointFate, Damage, DamageKind, RecoveryReport};
 
 use crate::counters::Counters;
 
@@ -26,8 +26,31 @@ pub(crate) fn report_lines(report: &RecoveryReport) -> Vec<String> {
             cut.start, cut.end
         ));
     }
+    match &report.checkpoint {
+        CheckpointFate::SetAside { why, name: Some(name) } => lines.push(format!(
+            "the checkpoint was odd ({why}): it was set aside as {name}, and the whole log was read instead; nothing is lost"
+        )),
+        CheckpointFate::SetAside { why, name: None } => lines.push(format!(
+            "the checkpoint was odd ({why}) and could not be moved; the whole log was read instead; nothing is lost"
+        )),
+        CheckpointFate::Unavailable { why } => lines.push(format!(
+            "the checkpoint could not be read ({why}); the whole log was read instead; nothing is lost"
+        )),
+        CheckpointFate::Absent | CheckpointFate::Used { .. } => {}
+    }
     lines.extend(report.set_aside.iter().map(|file| format!("a file of another log was set aside as {file}")));
     lines
+}
+
+/// What became of the checkpoint, in a word or two.
+#[must_use]
+pub(crate) fn checkpoint_words(fate: &CheckpointFate) -> String {
+    match fate {
+        CheckpointFate::Absent => "none".to_owned(),
+        CheckpointFate::Used { end, keys } => format!("used, {keys} keys at position {end}"),
+        CheckpointFate::SetAside { .. } => "set aside".to_owned(),
+        CheckpointFate::Unavailable { .. } => "unavailable".to_owned(),
+    }
 }
 
 /// One place of damage in words.

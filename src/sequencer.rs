@@ -4,7 +4,10 @@
 //! One publish is one function call: check, judge, encode into the open group. The caller hands closed groups to whoever
 //! writes them, and says what became of them.
 
+mod checkpoint;
 mod control;
+
+pub use checkpoint::Snapshot;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,7 +19,8 @@ use tidelog_protocol::{
     check_batch,
 };
 use tidelog_storage::{
-    AppendError, Appender, EntryKind, Facts, Group, GroupBytes, NewEntry, ReplayTime, Sabotage, Sabotages, StoredBatch,
+    AppendError, Appender, EntryKind, Facts, Group, GroupBytes, NewEntry, ReplayTime, Sabotage, Sabotages, Stamp,
+    StoredBatch,
 };
 
 use crate::counters::{Counters, DuplicateCause};
@@ -114,6 +118,8 @@ pub struct Sequencer {
     durable: State,
     log: Appender,
     durable_position: u64,
+    /// What a checkpoint of the durable fold is stamped with.
+    durable_stamp: Option<Stamp>,
     in_flight: VecDeque<InFlight>,
     pending: PendingAnswers<Waiting>,
     limits: Limits,
@@ -151,11 +157,14 @@ impl Sequencer {
         let mut log = start.log;
         // Storage knows no removals: it has found the streams that are gone as well.
         log.index_mut().retain(|subject| start.state.catalogue.stream(StreamId::new(subject)).is_some());
+        let mut ordered = start.state.clone();
+        ordered.keep_no_journal();
         Self {
-            ordered: start.state.clone(),
+            ordered,
             durable: start.state,
             log,
             durable_position: start.durable_position,
+            durable_stamp: None,
             in_flight: VecDeque::new(),
             pending: PendingAnswers::new(start.durable_position),
             limits: start.limits,
@@ -326,6 +335,7 @@ impl Sequencer {
         let records = self.apply_durable(end, bytes, sink);
         self.counters.group_commit_records.observe(records);
         self.durable_position = self.durable_position.max(end);
+        self.durable_stamp = Some(bytes.stamp());
         self.counters.durable_position.set(self.durable_position);
         self.pending.handle_durable(end);
         self.flush_answers(now, sink);

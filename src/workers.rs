@@ -112,12 +112,16 @@ impl HousekeepingWorker {
         }
     }
 
-    /// Ends once the jobs at hand are done. With `waits` false a thread that hangs is left behind.
-    pub(crate) fn stop(self, waits: bool) {
+    /// Ends once the job at hand is done; returns what did the jobs, if it can be had. With `waits` false a thread that
+    /// hangs is left behind.
+    pub(crate) fn stop(self, waits: bool) -> Option<Housekeeping> {
         match self {
             Self::Thread(thread) => thread.stop(waits),
             // Its task ends with the set that it runs in; what it has not done is left to the next start.
-            Self::Task(task) => drop(task),
+            Self::Task(task) => {
+                drop(task);
+                None
+            }
         }
     }
 }

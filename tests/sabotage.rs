@@ -14,7 +14,7 @@ const CYCLES_MAX: u64 = 20;
 type History = fn(u64, Sabotages) -> Checked;
 
 /// The defects of the broker, and the history that is written against each. Those of the storage have tests of their own.
-const DEFECTS: [(Sabotage, History); 10] = [
+const DEFECTS: [(Sabotage, History); 12] = [
     (Sabotage::ForgetProducers, histories::a_resent_batch_is_a_duplicate_after_a_restart),
     (Sabotage::ServeUnsynced, histories::what_a_consumer_was_given_survives),
     (Sabotage::AcceptAnyFirstSequence, histories::the_first_sequence_is_one),
@@ -25,6 +25,8 @@ const DEFECTS: [(Sabotage, History); 10] = [
     (Sabotage::TrustBatchChecksum, histories::a_hostile_batch_costs_its_neighbours_nothing),
     (Sabotage::StreamByName, histories::a_stream_made_again_is_another_one),
     (Sabotage::DropDeletionEarly, histories::a_removed_stream_stays_removed),
+    (Sabotage::CheckpointFromOrderedFold, histories::a_checkpoint_counts_in_only_what_is_durable),
+    (Sabotage::CheckpointWithoutBranchCheck, histories::a_checkpoint_of_another_branch_is_not_believed),
 ];
 
 /// What a history says to a defect, if anything; a broker that panics is red as well.

@@ -554,6 +554,8 @@ histories! {
     a_hostile_batch_costs_its_neighbours_nothing,
     a_stream_made_again_is_another_one,
     a_removed_stream_stays_removed,
+    a_checkpoint_counts_in_only_what_is_durable,
+    a_checkpoint_of_another_branch_is_not_believed,
 }
 
 // The crash model.
@@ -601,4 +603,6 @@ fn whatever_was_told_survives_every_crash_once_in_order_and_unchanged() {
     assert!(met.iter().all(|count| *count >= 20), "too little happened: {tally:?}");
     let seen = [tally.poisoned, tally.reopened, tally.delivered, tally.removed, tally.gone];
     assert!(seen.iter().all(|count| *count > 0), "too little happened: {tally:?}");
+    assert!(tally.from_checkpoint >= 20 && tally.set_aside > 0, "too few checkpoints: {tally:?}");
+    assert!(tally.poisoned > 0 && tally.reopened > 0 && tally.delivered > 0, "too little happened: {tally:?}");
 }

@@ -68,6 +68,17 @@ impl Catalogue {
         self.streams.is_empty()
     }
 
+    /// All identities, in no order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = StreamId> {
+        self.streams.keys().copied()
+    }
+
+    /// Puts a stream back as a checkpoint has it; the oldest of a name comes first.
+    pub(super) fn restore(&mut self, id: StreamId, stream: StreamState) {
+        self.names.entry(stream.name.clone()).or_insert(id);
+        self.streams.insert(id, stream);
+    }
+
     /// Whether a stream of this name may be made now.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ impl Holes {
         self.ranges.push(hole);
     }
 
+    /// All of them, as they were told.
+    pub(super) fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
     /// Whether there is none: then nothing is in doubt, and no key need be looked up to know it.
     pub(super) const fn is_empty(&self) -> bool {
         self.ranges.is_empty()

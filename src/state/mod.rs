@@ -9,6 +9,7 @@ mod change;
 mod holes;
 mod producers;
 mod recent;
+mod snapshot;
 
 pub use catalogue::{Catalogue, CreateRefusal, StreamState};
 pub use change::{
@@ -16,12 +17,16 @@ pub use change::{
 };
 pub use producers::{Admission, Grant, OpenDecision, ProducerState, ProducerTable, Refusal, SequenceState, Verdict};
 
+pub use snapshot::{ChangedKeys, KeyValue};
+
 use std::ops::Range;
 
 use tidelog_protocol::{ErrorCode, ProducerId, StreamId};
 use tidelog_storage::Sabotages;
 
 use holes::Holes;
+use recent::RecentBatches;
+use snapshot::Journal;
 
 /// One fold of the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,13 +39,19 @@ pub struct State {
     /// What removed streams were called: for [`Sabotage::StreamByName`](tidelog_storage::Sabotage::StreamByName) alone.
     #[cfg(feature = "sabotage")]
     former: std::collections::HashMap<StreamId, tidelog_protocol::StreamName>,
+    /// What has changed since the last checkpoint.
+    journal: Journal,
 }
 
 impl State {
     /// An empty state; `sabotages` is nothing in a released binary.
     #[must_use]
     pub fn new(sabotages: Sabotages) -> Self {
-        Self { producers: ProducerTable::new(sabotages), ..Self::default() }
+        Self {
+            producers: ProducerTable::new(sabotages),
+            journal: Journal::kept(&RecentBatches::default()),
+            ..Self::default()
+        }
     }
 
     /// Counts a change in. Changes come in log order.
@@ -49,6 +60,7 @@ impl State {
     /// What in it contradicts what came before: damage, to be told. The change is counted as far as it makes sense, and
     /// nothing ever goes back.
     pub fn apply(&mut self, change: &Change) -> Result<(), ReplayError> {
+        self.journal.note(change);
         match change {
             Change::StreamCreated(created) => {
                 self.give_up_name(created);
@@ -84,6 +96,7 @@ impl State {
         {
             self.former.insert(removed.id, stream.name.clone());
         }
+        self.journal.note_removed(removed.id, self.producers.writers(removed.id));
         self.producers.forget_stream(removed.id);
         self.catalogue.apply_removed(removed)
     }
@@ -98,6 +111,7 @@ impl State {
     /// Counts in a range of the log of which nothing can be read.
     pub fn apply_hole(&mut self, hole: Range<u64>) {
         self.holes.push(hole);
+        self.journal.note_holes();
     }
 
     /// Judges a batch against what is ordered so far. Nothing is changed: the caller appends and applies.

@@ -127,7 +127,7 @@ pub struct ProducerTable {
     names: BTreeMap<ProducerName, ProducerId>,
     /// In the order of streams, so that those of a removed one are found without a look at all others.
     sequences: BTreeMap<(StreamId, ProducerId), SequenceState>,
-    recent: RecentBatches,
+    pub(super) recent: RecentBatches,
     sabotages: Sabotages,
 }
 
@@ -178,6 +178,36 @@ impl ProducerTable {
         let found = self.find(name).and_then(|id| Some((id, self.producers.get(&id)?.epoch)));
         let (id, epoch) = found.unwrap_or((ProducerId::ANONYMOUS, Epoch::NONE));
         ProducerDescription { name: name.clone(), id, epoch }
+    }
+
+    pub(super) const fn sabotages(&self) -> Sabotages {
+        self.sabotages
+    }
+
+    /// All identities, in no order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = ProducerId> {
+        self.producers.keys().copied()
+    }
+
+    /// Who has written where.
+    pub(super) fn sequence_keys(&self) -> impl Iterator<Item = (StreamId, ProducerId)> {
+        self.sequences.keys().copied()
+    }
+
+    /// Who has written to a stream.
+    pub(super) fn writers(&self, stream: StreamId) -> impl Iterator<Item = ProducerId> {
+        let all = (stream, ProducerId::new(0))..=(stream, ProducerId::new(u64::MAX));
+        self.sequences.range(all).map(|((_, producer), _)| *producer)
+    }
+
+    /// Puts a producer back as a checkpoint has it; the oldest of a name comes first.
+    pub(super) fn restore(&mut self, id: ProducerId, producer: ProducerState) {
+        self.names.entry(producer.name.clone()).or_insert(id);
+        self.producers.insert(id, producer);
+    }
+
+    pub(super) fn restore_sequence(&mut self, producer: ProducerId, stream: StreamId, state: SequenceState) {
+        self.sequences.insert((stream, producer), state);
     }
 
     /// Up to `limit` producers by name, behind `after`; and whether there are more.

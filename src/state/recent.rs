@@ -1,6 +1,7 @@
 //! The batches stored last: what a duplicate is compared with, and where its original offsets come from.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 
 use tidelog_protocol::{BatchHeader, Offset, ProducerId, StreamId};
 
@@ -12,6 +13,8 @@ pub(super) const RECENT_BATCHES_MAX: usize = 65_536;
 /// A stored batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RecentBatch {
+    /// Counts up over all batches of the log.
+    pub(super) number: u64,
     pub(super) header: BatchHeader,
     pub(super) base_offset: Offset,
     pub(super) skip: u32,
@@ -21,17 +24,20 @@ pub(super) struct RecentBatch {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RecentBatches {
     by_key: HashMap<(ProducerId, StreamId), VecDeque<RecentBatch>>,
-    order: VecDeque<(ProducerId, StreamId)>,
+    /// Numbers and whose they are, ascending.
+    order: VecDeque<(u64, (ProducerId, StreamId))>,
+    /// How many there have been.
+    count: u64,
 }
 
 impl RecentBatches {
     pub(super) fn push(&mut self, batch: &BatchAppended) {
-        let key = (batch.producer, batch.header.stream);
-        let recent = RecentBatch { header: batch.header, base_offset: batch.base_offset, skip: batch.skip };
-        self.by_key.entry(key).or_default().push_back(recent);
-        self.order.push_back(key);
+        let recent =
+            RecentBatch { number: self.count, header: batch.header, base_offset: batch.base_offset, skip: batch.skip };
+        self.count += 1;
+        self.put(batch.producer, recent);
         if self.order.len() > RECENT_BATCHES_MAX
-            && let Some(oldest) = self.order.pop_front()
+            && let Some((_, oldest)) = self.order.pop_front()
             && let Some(batches) = self.by_key.get_mut(&oldest)
         {
             batches.pop_front();
@@ -41,12 +47,47 @@ impl RecentBatches {
         }
     }
 
+    fn put(&mut self, producer: ProducerId, batch: RecentBatch) {
+        let key = (producer, batch.header.stream);
+        self.order.push_back((batch.number, key));
+        self.by_key.entry(key).or_default().push_back(batch);
+    }
+
+    /// How many there have been: the number of the next one.
+    pub(super) const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The number of the oldest one that is remembered; of the next one if none is.
+    pub(super) fn oldest(&self) -> u64 {
+        self.order.front().map_or(self.count, |(number, _)| *number)
+    }
+
+    /// Those with these numbers, and whose they are, in order.
+    pub(super) fn range(&self, numbers: Range<u64>) -> impl Iterator<Item = (ProducerId, &RecentBatch)> {
+        let from = self.order.partition_point(|(number, _)| *number < numbers.start);
+        let to = self.order.partition_point(|(number, _)| *number < numbers.end);
+        self.order.range(from..to).filter_map(|(number, key)| {
+            let batches = self.by_key.get(key)?;
+            let at = batches.binary_search_by_key(number, |batch| batch.number).ok()?;
+            Some((key.0, batches.get(at)?))
+        })
+    }
+
+    /// Those that a checkpoint has, in any order; `count` is how many there have been.
+    pub(super) fn restore(mut found: Vec<(ProducerId, RecentBatch)>, count: u64) -> Self {
+        let mut recent = Self { count, ..Self::default() };
+        found.sort_by_key(|(_, batch)| batch.number);
+        found.into_iter().for_each(|(producer, batch)| recent.put(producer, batch));
+        recent
+    }
+
     /// The stream was removed: what was written to it makes room for others.
     pub(super) fn forget_stream(&mut self, stream: StreamId) {
         let before = self.by_key.len();
         self.by_key.retain(|(_, of), _| *of != stream);
         if self.by_key.len() < before {
-            self.order.retain(|(_, of)| *of != stream);
+            self.order.retain(|(_, (_, of))| *of != stream);
         }
     }
 

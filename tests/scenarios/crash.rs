@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use tidelog::sequencer::SessionKey;
 use tidelog::state::Grant;
 use tidelog_protocol::{Answer, Epoch, ErrorCode, Outcome, ProducerId, Response, ResponseResult, StreamId};
-use tidelog_storage::Sabotages;
 use tidelog_storage::medium::SimulatedRng;
+use tidelog_storage::{MemoryCheckpoints, Sabotages};
 
 pub(crate) use self::tally::Tally;
 
@@ -92,6 +92,8 @@ struct Crash {
     /// What a follower of each stream gets next.
     follows: BTreeMap<StreamId, u64>,
     has_fault: bool,
+    /// The checkpoint of a copy of the folder that went on by itself, and the position it was made at.
+    branch: Option<(MemoryCheckpoints, u64)>,
     tally: Tally,
 }
 
@@ -111,6 +113,7 @@ pub(crate) fn run(seed: u64, crashes: u64, sabotages: Sabotages) -> Checked<Tall
         wall_ms: 0,
         follows: BTreeMap::new(),
         has_fault: false,
+        branch: None,
         tally: Tally::default(),
     };
     for index in 0..NAMES.len() {
@@ -143,6 +146,7 @@ impl Crash {
                     check!(found.contradictions.is_empty(), "contradictions: {:?}", found.contradictions);
                     self.tally.undone += u64::from(found.changes.len() < self.model.entries.len());
                     self.tally.segments += found.report.segments as u64;
+                    self.tally.count_fate(&found.report.checkpoint);
                     self.model.judge_start(&found.changes, &found.state)?;
                     self.wall_ms = self.rig.life().now.time.wall_ms;
                     self.follows.clear();
@@ -174,6 +178,7 @@ impl Crash {
 
     /// The process ends, or the whole machine does. Nobody hears what was not answered.
     fn die(&mut self) {
+        let durable = self.rig.durable_position();
         match self.rng.below(8) {
             0..=2 => self.rig.kill(),
             3..=5 => self.rig.cut_power_losing_unsynced(),
@@ -181,6 +186,16 @@ impl Crash {
         }
         if self.rng.chance(4) {
             self.rig.disk.drop_caches();
+        }
+        match &self.branch {
+            // Both have gone on from where they parted, and here something else stands where it was made.
+            Some((checkpoints, made_at)) if *made_at < durable => {
+                self.rig.checkpoints.replace_with(checkpoints);
+                self.branch = None;
+            }
+            _ if self.rng.chance(3) => self.hurt_checkpoint(),
+            None if self.rng.chance(4) => self.branch = self.rig.branch(self.rng.next_u64()),
+            _ => {}
         }
         self.has_fault = false;
         self.lines.clear();
@@ -191,6 +206,20 @@ impl Crash {
             1 => 86_400_000,
             _ => 1_000,
         };
+    }
+
+    /// The checkpoint may be lost, be older than it was, lose or change a key silently, or fail to be written from now on.
+    fn hurt_checkpoint(&mut self) {
+        let number = self.rng.next_u64() as usize;
+        let checkpoints = &self.rig.checkpoints;
+        checkpoints.fail_saves(false);
+        match self.rng.below(6) {
+            0 => checkpoints.clear(),
+            1 | 2 => checkpoints.go_back(1 + number % 3),
+            3 => drop(checkpoints.lose_key(number)),
+            4 => drop(checkpoints.flip_value(number)),
+            _ => checkpoints.fail_saves(true),
+        }
     }
 
     /// Works until something fails, or for a while.
@@ -264,7 +293,10 @@ impl Crash {
             _ => match self.rng.below(8) {
                 0 => self.hang(),
                 1..=3 => self.remove_stream(),
-                _ => Ok(Way::On),
+                _ => {
+                    self.rig.save_checkpoint();
+                    Ok(Way::On)
+                }
             },
         }
     }

@@ -104,6 +104,53 @@ pub(crate) fn a_resent_batch_is_a_duplicate_after_a_restart(seed: u64, sabotages
     Ok(())
 }
 
+/// A3: what a checkpoint counts in no crash undoes; otherwise a batch that is sent again would be a duplicate of nothing.
+pub(crate) fn a_checkpoint_counts_in_only_what_is_durable(seed: u64, sabotages: Sabotages) -> Checked {
+    let count = 1 + seed % 5;
+    let (mut rig, stream, grant) = written(seed, sabotages, count)?;
+    let lost = dense(stream, count + 1, &["lost with the power"]);
+    rig.publish(FIRST, &grant, &lost)?;
+    rig.save_checkpoint();
+    rig.cut_power_losing_unsynced();
+    // Somebody else's records take the place in the log.
+    rig.open().map_err(|error| error.to_string())?;
+    check!(rig.checkpoints.set_aside_names().is_empty(), "an honest checkpoint was set aside");
+    let other = rig.session("other", 2)?;
+    rig.settle(SECOND, &other, &dense(stream, 1, &["found instead"]))?;
+    let grant = resume(&mut rig, &grant, 1)?.map_err(|code| format!("not resumed: {code:?}"))?;
+    let answer = rig.settle(FIRST, &grant, &lost)?;
+    check!(answer == stored(count + 1, 0), "what a power cut took was sent again: {answer:?}");
+    restart(&mut rig, seed)
+}
+
+/// A3: a checkpoint of another branch of the log, of which a copy was made and went on by itself, tells nothing of this one.
+pub(crate) fn a_checkpoint_of_another_branch_is_not_believed(seed: u64, sabotages: Sabotages) -> Checked {
+    let (mut rig, stream, grant) = written(seed, sabotages, 1 + seed % 5)?;
+    rig.save_checkpoint();
+    rig.close()?;
+    let mut copy = rig.copy(seed);
+    reopen(&mut copy)?;
+    let other = resume(&mut copy, &grant, 1)?.map_err(|code| format!("not resumed: {code:?}"))?;
+    for sequence in 2 + seed % 5..12 + seed % 5 {
+        copy.settle(FIRST, &other, &dense(stream, sequence, &["only in the copy"]))?;
+    }
+    copy.save_checkpoint();
+    reopen(&mut rig)?;
+    let grant = resume(&mut rig, &grant, 1)?.map_err(|code| format!("not resumed: {code:?}"))?;
+    let stranger = rig.session("stranger", 3)?;
+    for sequence in 1..30 {
+        rig.settle(SECOND, &stranger, &dense(stream, sequence, &["only in the original"]))?;
+    }
+    rig.checkpoints.replace_with(&copy.checkpoints);
+    restart(&mut rig, seed)?;
+    let names = rig.checkpoints.set_aside_names();
+    check!(names.len() == 1, "set aside: {names:?}");
+    let first = 2 + seed % 5;
+    let answer = rig.settle(FIRST, &grant, &dense(stream, first, &["new"]))?;
+    check!(answer.outcome == Outcome::Stored, "a record that only a copy of the log has: {answer:?}");
+    Ok(())
+}
+
 /// P4: what a consumer has been given is there after a power cut, at the same offset with the same bytes.
 pub(crate) fn what_a_consumer_was_given_survives(seed: u64, sabotages: Sabotages) -> Checked {
     let (mut rig, stream, grant) = written(seed, sabotages, seed % 3)?;

@@ -7,18 +7,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidelog::counters::Counters;
 use tidelog::sequencer::{LiveBatch, Now, ReplySender, Sequencer, SequencerStart, SessionKey, Sink, Step, Supply};
-use tidelog::state::{Change, Grant, State, changes};
+use tidelog::state::{Change, Grant, State};
 use tidelog_protocol::{
     Answer, AttemptId, Epoch, ErrorCode, Limits, ProducerId, ProducerName, Response, ResponseResult, StreamId,
     StreamName, StreamSettings,
 };
 use tidelog_storage::medium::{Medium, MediumFile, SimulatedMedium, read_exact_at};
 use tidelog_storage::{
-    Entropy, Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, OpenError, ReadOutcome, RecoveryReport,
-    Replayed, Sabotage, Sabotages, Writer, open,
+    Entropy, EntryMark, Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, MemoryCheckpoints, OpenError,
+    ReadOutcome, RecoveryReport, Sabotage, Sabotages, Writer, open_from,
 };
 use tokio::sync::oneshot;
 
+mod checkpoints;
+
+use self::checkpoints::Folded;
 use super::Checked;
 
 /// Where entries begin in a segment's file, as `FORMAT.md` has it.
@@ -69,7 +72,7 @@ pub(crate) struct Found {
     pub(crate) changes: Vec<Change>,
     /// Their fold.
     pub(crate) state: State,
-    /// What in them contradicts itself.
+    /// What in them contradicts itself, or the checkpoint.
     pub(crate) contradictions: Vec<String>,
     pub(crate) report: RecoveryReport,
 }
@@ -93,6 +96,9 @@ pub(crate) struct Rig {
     pub(crate) options: LogOptions,
     pub(crate) limits: Limits,
     pub(crate) wall_ms: i64,
+    pub(crate) checkpoints: MemoryCheckpoints,
+    /// The one that the next one builds on.
+    newest_checkpoint: Option<EntryMark>,
     life: Option<Life>,
     lives: u64,
     seed: u64,
@@ -116,6 +122,8 @@ impl Rig {
             options: small_options(sabotages),
             limits: Limits::default(),
             wall_ms: 1_700_000_000_000,
+            checkpoints: MemoryCheckpoints::new(),
+            newest_checkpoint: None,
             life: None,
             lives: 0,
             seed,
@@ -154,21 +162,16 @@ impl Rig {
         let sabotages = self.options.sabotages;
         let entropy = Entropy::Seeded(self.seed.wrapping_mul(0x9E37_79B9) ^ (self.lives << 40));
         let options = LogOptions { entropy, ..self.options.clone() };
+        // The same moment on another machine, where nothing fails and there is no checkpoint.
+        let whole = self.disk.fork(self.seed);
         let medium: Arc<dyn Medium> = Arc::new(self.disk.for_this_life());
-        let (mut all, mut contradictions) = (Vec::new(), Vec::new());
-        let mut state = State::new(sabotages);
-        let log = open(&medium, &options, self.wall_ms, &mut |replayed| match replayed {
-            Replayed::Entry { head, .. } => match changes(head) {
-                Ok(changes) => {
-                    for change in changes {
-                        contradictions.extend(state.apply(&change).err().map(|error| error.to_string()));
-                        all.push(change);
-                    }
-                }
-                Err(error) => contradictions.push(error.to_string()),
-            },
-            Replayed::Hole(range) => state.apply_hole(range),
-        })?;
+        let mut folded = Folded::new(sabotages);
+        let log = open_from(&medium, &options, self.wall_ms, &mut self.checkpoints, &mut folded)?;
+        let mut contradictions = folded.contradictions;
+        let whole = checkpoints::open_whole(&whole, &options, self.wall_ms);
+        contradictions.extend(checkpoints::difference(&whole, &log, &folded.state));
+        let (all, mut state) = (whole.changes, folded.state);
+        self.newest_checkpoint = log.went_on_from;
         if sabotages.has(Sabotage::ForgetProducers) {
             state.producers.forget_sequences();
         }

@@ -222,7 +222,7 @@ fn run(log: &mut OpenedLog, job: &Job) {
     match log.housekeeping.run(job).unwrap() {
         JobOutcome::Spare(spare) => log.appender.put_spare(spare),
         JobOutcome::FooterWritten { segment } => log.appender.index_mut().footer_written(segment),
-        JobOutcome::Done => {}
+        _ => {}
     }
 }
 

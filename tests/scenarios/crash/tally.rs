@@ -1,6 +1,7 @@
 //! What a run of the crash model went through: a model that meets nothing shows nothing.
 
 use tidelog_protocol::{Answer, ErrorCode, Outcome};
+use tidelog_storage::CheckpointFate;
 
 /// What a run went through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub(crate) struct Tally {
     pub(crate) poisoned: u64,
     pub(crate) delivered: u64,
     pub(crate) segments: u64,
+    /// Starts that went on from a checkpoint.
+    pub(crate) from_checkpoint: u64,
+    /// Starts that set one aside.
+    pub(crate) set_aside: u64,
 }
 
 impl Tally {
@@ -43,6 +48,16 @@ impl Tally {
         self.poisoned += other.poisoned;
         self.delivered += other.delivered;
         self.segments += other.segments;
+        self.from_checkpoint += other.from_checkpoint;
+        self.set_aside += other.set_aside;
+    }
+
+    pub(super) fn count_fate(&mut self, fate: &CheckpointFate) {
+        match fate {
+            CheckpointFate::Used { .. } => self.from_checkpoint += 1,
+            CheckpointFate::SetAside { .. } => self.set_aside += 1,
+            CheckpointFate::Absent | CheckpointFate::Unavailable { .. } => {}
+        }
     }
 
     pub(super) fn count(&mut self, answer: &Answer) {

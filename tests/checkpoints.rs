@@ -1,0 +1,200 @@
+//! A broker with checkpoints on a real folder: a start reads the tail and knows all the same, and stops, crashes and odd
+//! checkpoints change nothing but how much is read.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
+
+use std::fs;
+use std::path::Path;
+
+use tidelog::{Broker, BrokerConfig, CheckpointChoice};
+use tidelog_client::{Client, ClientConfig, ReaderEvent};
+use tidelog_protocol::{ProducerName, StartAt, StreamName, StreamSettings};
+use tidelog_storage::CheckpointFate;
+
+async fn connect(broker: &Broker) -> Client {
+    let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
+    Client::connect(config).await.unwrap()
+}
+
+fn name(text: &str) -> StreamName {
+    StreamName::new(text).unwrap()
+}
+
+/// Publishes `count` records of about 107 bytes as producer `shop`, and waits for all answers.
+async fn publish(client: &Client, stream: &str, count: u64) -> u64 {
+    let orders = client.create_stream(&name(stream), StreamSettings::default(), true).await.unwrap();
+    let producer = client.producer(ProducerName::new("shop").unwrap()).open().await.unwrap();
+    let publisher = producer.stream(&orders).await.unwrap();
+    let first = publisher.last_sequence().get() + 1;
+    for sequence in first..first + count {
+        publisher.send_value(format!("{sequence:0>107}").as_bytes()).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    producer.close().await.unwrap();
+    first + count - 1
+}
+
+/// The values of a stream's first and last records, and how many there are.
+async fn ends(client: &Client, stream: &str) -> (String, String, u64) {
+    let mut values = Vec::new();
+    for from in [StartAt::Start, StartAt::Last { count: 1 }] {
+        let mut reader = client.reader(name(stream)).from(from).open().await.unwrap();
+        let event = reader.next_batch().await.unwrap().unwrap();
+        let ReaderEvent::Batch(batch) = event else { panic!("{event:?}") };
+        let record = batch.into_iter().next().unwrap().unwrap();
+        values.push((String::from_utf8(record.record.value.to_vec()).unwrap(), record.offset.get()));
+    }
+    (values[0].0.trim_start_matches('0').to_owned(), values[1].0.trim_start_matches('0').to_owned(), values[1].1 + 1)
+}
+
+/// How many records can be read from the start to the end, each in its place.
+async fn count_all(client: &Client, stream: &str) -> u64 {
+    let mut reader = client.reader(name(stream)).from(StartAt::Start).open().await.unwrap();
+    let mut next = 0;
+    while let Some(event) = reader.next_batch().await.unwrap() {
+        let ReaderEvent::Batch(batch) = event else { panic!("{event:?}") };
+        for record in batch {
+            let record = record.unwrap();
+            assert_eq!(record.offset.get(), next);
+            next += 1;
+            let value = record.record.value;
+            assert!(value.ends_with(next.to_string().as_bytes()), "record {next} is {value:?}");
+        }
+    }
+    next
+}
+
+fn used_end(broker: &Broker) -> Option<u64> {
+    match &broker.recovery_report().checkpoint {
+        CheckpointFate::Used { end, .. } => Some(*end),
+        _ => None,
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_after_a_million_records_reads_the_tail_and_not_the_log() {
+    const MILLION: u64 = 1_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let broker = Broker::start(BrokerConfig::on_disk(&data)).unwrap();
+    let client = connect(&broker).await;
+    assert_eq!(publish(&client, "orders", MILLION).await, MILLION);
+    client.close().await;
+    // As SIGKILL would leave it.
+    let killed = folder.path().join("killed");
+    copy_folder(&data, &killed);
+    broker.shutdown();
+
+    // Every start but one without a checkpoint reads a part, and all know the same.
+    let mut starts = Vec::new();
+    for (folder, checkpoints) in
+        [(&data, CheckpointChoice::Beside), (&killed, CheckpointChoice::Nowhere), (&killed, CheckpointChoice::Beside)]
+    {
+        let broker = Broker::start(BrokerConfig { checkpoints, ..BrokerConfig::on_disk(folder) }).unwrap();
+        let report = broker.recovery_report().clone();
+        assert_eq!(report.damages, []);
+        let client = connect(&broker).await;
+        let (first, last, count) = ends(&client, "orders").await;
+        assert_eq!((first.as_str(), last.as_str(), count), ("1", "1000000", MILLION));
+        let producer = client.producer(ProducerName::new("shop").unwrap()).open().await.unwrap();
+        assert_eq!(producer.stream(name("orders")).await.unwrap().last_sequence().get(), MILLION);
+        client.close().await;
+        drop(broker);
+        starts.push(report);
+    }
+    let [stopped, whole, crashed] = starts.try_into().unwrap();
+    println!("in order: {} entries, {} bytes", stopped.entries, stopped.bytes_read);
+    println!("killed:   {} entries, {} bytes", crashed.entries, crashed.bytes_read);
+    println!("whole:    {} entries, {} bytes", whole.entries, whole.bytes_read);
+    assert!(matches!(stopped.checkpoint, CheckpointFate::Used { .. }));
+    assert!(matches!(crashed.checkpoint, CheckpointFate::Used { .. }), "{:?}", crashed.checkpoint);
+    assert!(whole.entries > 100);
+    // The last watermark.
+    assert_eq!(stopped.entries, 1);
+    // At most what one segment and one interval hold.
+    let tail_bytes = whole.end - used(&crashed);
+    assert!(tail_bytes < (64 << 20) + (64 << 20), "the tail has {tail_bytes} bytes");
+    assert!(crashed.entries < whole.entries, "{} of {}", crashed.entries, whole.entries);
+}
+
+fn used(report: &tidelog_storage::RecoveryReport) -> u64 {
+    match report.checkpoint {
+        CheckpointFate::Used { end, .. } => end,
+        ref fate => panic!("{fate:?}"),
+    }
+}
+
+#[tokio::test]
+async fn starts_go_on_from_checkpoints_in_small_segments_and_duplicates_stay_duplicates() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut config = BrokerConfig::on_disk(&data);
+    config.limits.batch_content_bytes_max = 16 << 10;
+    config.limits.record_bytes_max = 8 << 10;
+    config.segment_first_bytes = 128 << 10;
+    config.segment_bytes = 512 << 10;
+    config.checkpoint_bytes = 100 << 10;
+    let mut total = 0;
+    let mut newest = 0;
+    for life in 0..6 {
+        let broker = Broker::start(config.clone()).unwrap();
+        let end = used_end(&broker);
+        assert_eq!(end.is_some(), life > 0, "life {life}: {:?}", broker.recovery_report().checkpoint);
+        assert!(end.unwrap_or(1) > newest, "life {life}");
+        newest = end.unwrap_or(0);
+        assert!(life == 0 || broker.recovery_report().entries < 20, "life {life}: {:?}", broker.recovery_report());
+        let client = connect(&broker).await;
+        total += 9_000;
+        assert_eq!(publish(&client, "orders", 9_000).await, total, "life {life}");
+        assert_eq!(count_all(&client, "orders").await, total, "life {life}");
+        client.close().await;
+        // A crash in the middle of the life.
+        let killed = folder.path().join(format!("killed-{life}"));
+        copy_folder(&data, &killed);
+        let crashed = Broker::start(BrokerConfig { medium: tidelog::MediumChoice::Disk(killed), ..config.clone() });
+        let crashed = crashed.unwrap();
+        assert!(used_end(&crashed).is_some(), "life {life}: {:?}", crashed.recovery_report().checkpoint);
+        let client = connect(&crashed).await;
+        assert_eq!(count_all(&client, "orders").await, total, "life {life}");
+        assert_eq!(publish(&client, "orders", 10).await, total + 10, "life {life}");
+        client.close().await;
+        drop(crashed);
+        broker.shutdown();
+    }
+}
+
+#[tokio::test]
+async fn an_odd_checkpoint_is_told_and_set_aside_and_the_broker_serves_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = BrokerConfig { checkpoint_bytes: 1, ..BrokerConfig::on_disk(&data) };
+    let broker = Broker::start(config.clone()).unwrap();
+    let client = connect(&broker).await;
+    publish(&client, "orders", 500).await;
+    client.close().await;
+    broker.shutdown();
+    let manifest = fs::read_dir(data.join("checkpoint")).unwrap().next().unwrap().unwrap().path().join("manifest");
+    fs::write(manifest, "nonsense").unwrap();
+    let broker = Broker::start(config.clone()).unwrap();
+    let fate = broker.recovery_report().checkpoint.clone();
+    let CheckpointFate::SetAside { name: Some(aside), .. } = fate else { panic!("{fate:?}") };
+    assert!(data.join(aside).is_dir());
+    let client = connect(&broker).await;
+    assert_eq!(count_all(&client, "orders").await, 500);
+    assert_eq!(publish(&client, "orders", 1).await, 501);
+    client.close().await;
+    broker.shutdown();
+    let broker = Broker::start(config).unwrap();
+    assert!(used_end(&broker).is_some(), "{:?}", broker.recovery_report().checkpoint);
+}
