@@ -27,7 +27,6 @@ struct Inner {
 impl Budget {
     /// A budget of `capacity` bytes, of which `counters` tell.
     pub(crate) fn new(capacity: u32, counters: Arc<Counters>) -> Self {
-        counters.memory_budget_bytes.set(u64::from(capacity));
         Self { inner: Arc::new(Inner { bytes: Semaphore::new(capacity as usize), capacity, counters }) }
     }
 

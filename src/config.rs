@@ -87,8 +87,8 @@ pub struct BrokerConfig {
     pub idle_timeout: Duration,
     /// Memory that all clients together can make the broker hold, in bytes: what they have sent and it has not taken yet,
     /// what was sent to them and is not acknowledged, what is queued or was read for consumers, and 48 KiB for each
-    /// connection. When it is used up nothing is dropped: senders are slowed down by flow control, consumers wait for
-    /// their turn, and new connections are told `busy`. The write buffer has a limit of its own, and names cost what
+    /// connection that there may be. When it is used up nothing is dropped: senders are slowed down by flow control and
+    /// consumers wait for their turn. No connection alone gets more than a thirty-second in each direction. The write buffer has a limit of its own, and names cost what
     /// they cost.
     pub memory_budget_bytes: u32,
     /// Connections at one time; further ones are told `busy`. With the handshakes they may take half of the memory
@@ -128,8 +128,8 @@ impl Default for BrokerConfig {
             checkpoints: CheckpointChoice::Beside,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
-            memory_budget_bytes: 256 << 20,
-            connections_max: 2_048,
+            memory_budget_bytes: 192 << 20,
+            connections_max: 1_536,
             handshakes_max: 512,
             sessions_max: 16_384,
             subscriptions_max: 16_384,

@@ -45,8 +45,6 @@ reasons! {
         Connections = "connections",
         /// So many handshakes are under way that no further one may begin.
         Handshakes = "handshakes",
-        /// The memory that peers may hold is used up.
-        Memory = "memory",
         /// The hello was malformed, or of no version that this broker speaks.
         Hello = "hello",
         /// No hello came in time.

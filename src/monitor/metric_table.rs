@@ -131,7 +131,7 @@ pub(super) const METRICS: &[MetricSpec] = &[
     },
     MetricSpec {
         name: "tidelog_connections_refused_total",
-        help: "Connections not taken, by reason: connections or handshakes (as many as the limit allows), memory (the budget is used up), hello (malformed or of another version), silent (no hello in time).",
+        help: "Connections not taken, by reason: connections or handshakes (as many as the limit allows), hello (malformed or of another version), silent (no hello in time).",
         source: Source::Reasons(|counters| counters.connections_refused.by_name()),
     },
     MetricSpec {

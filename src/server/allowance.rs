@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tidelog_protocol::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::budget::{Budget, Share};
 use crate::server::peers::{Peers, QUIC_STREAM_BYTES, QUIC_STREAMS_FREE, WINDOW_BYTES};
@@ -18,6 +19,8 @@ pub(crate) struct Allowance {
     send: Window,
     quic_streams: Cell<u32>,
     is_admitted: Cell<bool>,
+    /// What its unfinished frames may take, so that one connection alone can't be in the way of all others.
+    frames: Arc<Semaphore>,
 }
 
 /// A window that grows.
@@ -65,6 +68,7 @@ impl Allowance {
             send: Window::new(peers.limits.send_window_bytes_max),
             quic_streams: Cell::new(0),
             is_admitted: Cell::new(false),
+            frames: Arc::new(Semaphore::new(peers.limits.frames_bytes_max as usize)),
         })
     }
 
@@ -99,12 +103,30 @@ impl Allowance {
         }
     }
 
+    /// Takes memory for a frame, first from what this connection may have of it. Cancel safe.
+    pub(crate) async fn frame(&self, bytes: u32) -> FrameShare {
+        let own = Arc::clone(&self.frames).acquire_many_owned(bytes).await.expect("the semaphore is never closed");
+        FrameShare { share: self.budget().take(bytes).await, _own: own }
+    }
+
     /// A place for one more QUIC stream. The first few belong to the connection, further ones wait for memory.
     pub(crate) async fn quic_stream(self: &Rc<Self>) -> QuicStreamPlace {
         let is_free = self.quic_streams.get() < QUIC_STREAMS_FREE;
         let share = if is_free { None } else { Some(self.budget().take(QUIC_STREAM_BYTES).await) };
         self.quic_streams.set(self.quic_streams.get() + 1);
         QuicStreamPlace { allowance: Rc::clone(self), _share: share }
+    }
+}
+
+/// Memory for a frame.
+pub(crate) struct FrameShare {
+    share: Share,
+    _own: OwnedSemaphorePermit,
+}
+
+impl FrameShare {
+    pub(crate) const fn bytes(&self) -> u32 {
+        self.share.bytes()
     }
 }
 

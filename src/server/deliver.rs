@@ -21,7 +21,7 @@ use crate::state::owner_producer;
 
 /// One read from the log, and one write to the consumer, take about this many bytes.
 const BLOCK_BYTES: usize = 256 * 1_024;
-/// And this many for a consumer that was slow; twice as many with each block that it takes in time.
+/// And this many at first and for a consumer that was slow; twice as many with each block that it takes in time.
 const BLOCK_BYTES_MIN: usize = 16 * 1_024;
 /// A consumer that has not taken a block after this long gives its memory back: it is read again when it is wanted.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ impl<'a> Subscription<'a> {
             plan: None,
             out: Outgoing::default(),
             frame_skip: 0,
-            block_bytes: BLOCK_BYTES,
+            block_bytes: BLOCK_BYTES_MIN,
             told: HashSet::new(),
         };
         subscription.next = match subscribe.from {

@@ -11,9 +11,8 @@ use tidelog_protocol::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::budget::Share;
 use crate::engine::Engine;
-use crate::server::allowance::Allowance;
+use crate::server::allowance::{Allowance, FrameShare};
 
 /// One read takes at most this many bytes from the transport, unless a longer frame is due.
 const READ_BYTES: usize = 16 * 1_024;
@@ -64,7 +63,7 @@ pub(crate) struct FrameReader {
 
 /// Memory for the frame that is being read, or that whoever asked for it is still busy with.
 struct Paid {
-    share: Share,
+    share: FrameShare,
     /// By then it is finished, or it may be given up.
     deadline: Instant,
 }
@@ -105,7 +104,7 @@ impl FrameReader {
         if self.paid.as_ref().is_none_or(|paid| paid.share.bytes() < len) {
             // Not on top of what the one before needed: two that hold a part and wait for the rest would wait for ever.
             self.paid = None;
-            let share = self.allowance.budget().take(len).await;
+            let share = self.allowance.frame(len).await;
             self.paid = Some(Paid { share, deadline: Instant::now() + FRAME_TIMEOUT });
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::budget::{Budget, Share};
+use crate::budget::Budget;
 use crate::config::CheckedConfig;
 use crate::counters::{ConnectionRefusal, Counters, Held};
 
@@ -25,6 +25,8 @@ pub(crate) struct PeerLimits {
     pub(crate) sessions_max: u64,
     pub(crate) receive_window_bytes_max: u32,
     pub(crate) send_window_bytes_max: u32,
+    /// What all unfinished frames of one connection may take together.
+    pub(crate) frames_bytes_max: u32,
 }
 
 /// The peers of one broker.
@@ -37,10 +39,16 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(config: &CheckedConfig, counters: &Arc<Counters>) -> Arc<Self> {
-        // No connection alone gets more than a thirty-second of everything.
-        let window_max = config.memory_budget_bytes / 32;
+        let memory = config.memory_budget_bytes;
+        // No connection alone gets more than a thirty-second of everything, unless one frame needs it.
+        let (window_max, frame_max) = (memory / 32, u32::try_from(config.limits.frame_bytes_max()).unwrap_or(u32::MAX));
+        // What connections count for is put aside, so that there is always a place for one more: the configuration holds
+        // it below half of the budget.
+        let connections = config.connections_max as u64 + config.handshakes_max as u64;
+        let put_aside = u32::try_from(connections * u64::from(CONNECTION_BYTES)).unwrap_or(u32::MAX);
+        counters.memory_budget_bytes.set(u64::from(memory));
         Arc::new(Self {
-            budget: Budget::new(config.memory_budget_bytes, Arc::clone(counters)),
+            budget: Budget::new(memory.saturating_sub(put_aside), Arc::clone(counters)),
             counters: Arc::clone(counters),
             limits: PeerLimits {
                 connections_max: config.connections_max as u64,
@@ -49,6 +57,7 @@ impl Peers {
                 sessions_max: config.sessions_max as u64,
                 receive_window_bytes_max: config.connection_receive_window_bytes.min(window_max),
                 send_window_bytes_max: config.send_window_bytes.min(window_max),
+                frames_bytes_max: window_max.max(frame_max),
             },
         })
     }
@@ -62,13 +71,10 @@ impl Peers {
             >= self.limits.connections_max + self.limits.handshakes_max
         {
             ConnectionRefusal::Connections
-        } else if let Some(share) = self.budget.try_take(CONNECTION_BYTES) {
-            return Ok(Stranger {
-                counted: Some(self.counters.hold(|counters| &counters.handshakes_in_progress)),
-                _share: share,
-            });
         } else {
-            ConnectionRefusal::Memory
+            self.counters.memory_used_bytes.add(u64::from(CONNECTION_BYTES));
+            let counted = Some(self.counters.hold(|counters| &counters.handshakes_in_progress));
+            return Ok(Stranger { counted, counters: Arc::clone(&self.counters) });
         };
         self.counters.connections_refused.add(refusal, 1);
         Err(refusal)
@@ -80,16 +86,22 @@ impl Peers {
     }
 }
 
-/// A connection's share of the budget, and its place among the strangers until it is admitted.
+/// A connection's place in the budget, and among the strangers until it is admitted.
 #[derive(Debug)]
 pub(crate) struct Stranger {
     counted: Option<Held>,
-    _share: Share,
+    counters: Arc<Counters>,
 }
 
 impl Stranger {
     /// It has said hello and is counted as a connection from here on.
     pub(crate) fn admit(&mut self) {
         self.counted = None;
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.counters.memory_used_bytes.subtract(u64::from(CONNECTION_BYTES));
     }
 }

@@ -1,0 +1,301 @@
+//! An independent QUIC client attacks while honest ones publish and read.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tidelog_client::{Client, ReaderEvent};
+use tidelog_protocol::{ProducerName, Record, StreamId, StreamName, StreamSettings};
+use tokio::process::Command;
+use tokio::time::{Duration, Instant, sleep, timeout};
+
+use super::child::{ChildBroker, Settings, Usage, data_below, mib};
+use super::harness::failure::Failure;
+use super::harness::folder::RunFolder;
+use super::harness::random::{Random, number_from_environment};
+
+const SECONDS: u64 = 8;
+const ATTACKERS: u64 = 150;
+/// The figure of the promise: what attackers may make the broker hold.
+const MEMORY_BYTES_MAX: u64 = 128 << 20;
+const BACKLOG_BYTES: usize = 8 << 20;
+const RECORD_BYTES: usize = 200;
+/// Honest records before the attack, for comparison.
+const BEFORE: Duration = Duration::from_secs(2);
+/// Whatever the attackers do, an honest record is stored and read within this.
+const SERVED_WITHIN: Duration = Duration::from_secs(30);
+/// What `attack.py` counts: its sixteen attacks, and the connections that stood.
+const ATTACKS_AND_STOOD: usize = 17;
+const WAVES: u64 = 2;
+/// An attacker that was not told to go is gone by its idle timeout.
+const GONE_WITHIN: Duration = Duration::from_secs(120);
+/// What an allocator may keep more of after the second wave than after the first.
+const MEMORY_SLACK_BYTES: u64 = 16 << 20;
+
+fn python() -> PathBuf {
+    std::env::var_os("TIDELOG_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from)
+}
+
+pub(crate) fn why_not() -> Option<String> {
+    let mut check = std::process::Command::new(python());
+    check.args(["-c", "import aioquic"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match check.status() {
+        Ok(status) if status.success() => None,
+        _ => Some(format!(
+            "{} has no aioquic; install it there, or name another one in TIDELOG_PYTHON",
+            python().display()
+        )),
+    }
+}
+
+pub(crate) async fn run() -> Result<(), Failure> {
+    let seconds = number_from_environment("TIDELOG_HOSTILE_SECONDS").unwrap_or(SECONDS);
+    let seed = Random::seed_of_run();
+    println!("TIDELOG_SEED={seed} TIDELOG_HOSTILE_SECONDS={seconds}");
+    let folder = RunFolder::new();
+    match attacked(&folder, seconds, seed).await {
+        Err(failure) => Err(Failure::Violation(format!("seed {seed}: {failure}; kept in {}", folder.keep().display()))),
+        done => done,
+    }
+}
+
+async fn attacked(folder: &RunFolder, seconds: u64, seed: u64) -> Result<(), Failure> {
+    // The attackers' silence is noticed soon, so that the end can be seen.
+    let settings =
+        Settings { data: Some(data_below(folder.path())), idle_timeout_ms: Some(10_000), ..Settings::default() };
+    let broker = ChildBroker::start(&settings)?;
+    let client = broker.client().await?;
+    let backlog = client
+        .create_stream(&name("backlog")?, StreamSettings::default(), false)
+        .await
+        .map_err(|error| refused(&error))?;
+    fill(&client).await?;
+    client.create_stream(&name("orders")?, StreamSettings::default(), false).await.map_err(|error| refused(&error))?;
+
+    let honest = Arc::new(Honest::default());
+    let publishing = tokio::spawn(publish(broker.client().await?, Arc::clone(&honest)));
+    let reading = tokio::spawn(follow(broker.client().await?, Arc::clone(&honest)));
+    sleep(BEFORE).await;
+    let before = broker.usage()?;
+    let records_before = honest.published.load(Ordering::Relaxed);
+
+    let mut waves = Vec::new();
+    for wave in 0..WAVES {
+        waves.push(attack(&broker, backlog.id, seconds.div_ceil(WAVES), seed + wave).await?);
+        if wave == 0 {
+            // What is left of the first is what a broker keeps that was once attacked; the next must not add to it.
+            wait_for_attackers(&broker).await?;
+            waves.iter_mut().for_each(|wave| wave.left = broker.usage().ok());
+        }
+    }
+    let records_during = honest.published.load(Ordering::Relaxed) - records_before;
+
+    honest.is_over.store(true, Ordering::Relaxed);
+    let latencies = timeout(SERVED_WITHIN, publishing).await.map_err(|_| stalled("publisher"))?;
+    let latencies = latencies.map_err(|error| Failure::trouble("publishing", error))??;
+    timeout(SERVED_WITHIN, reading)
+        .await
+        .map_err(|_| stalled("reader"))?
+        .map_err(|error| Failure::trouble("reading", error))??;
+    client.close().await;
+    let metrics = broker.metrics()?;
+    let idle_after = broker.wait_until_idle().await?;
+    let after = broker.usage_at_most(before).await?;
+
+    let (calm, attacked) = latencies.split_at(usize::try_from(records_before).unwrap_or_default().min(latencies.len()));
+    let most = waves.iter().map(|wave| wave.most_bytes).max().unwrap_or_default();
+    let first_left = waves.iter().find_map(|wave| wave.left).unwrap_or(before);
+    println!(
+        "{ATTACKERS} attackers for {seconds} s in {WAVES} waves: memory {} before, {} at most (budget in use: {}), {} once \
+         the first wave is gone, {} once all are, {idle_after:?} later; files {} -> {}",
+        mib(before.memory_bytes),
+        mib(most),
+        mib(waves.iter().map(|wave| wave.used_bytes).max().unwrap_or_default()),
+        mib(first_left.memory_bytes),
+        mib(after.memory_bytes),
+        before.files,
+        after.files
+    );
+    println!("honest durable publish, one in flight: {} before, {} under attack", figures(calm), figures(attacked));
+    for name in ["connections_refused", "handshakes_failed", "frames_given_up", "reads_given_back", "memory_waits"] {
+        let mut series: Vec<_> =
+            metrics.iter().filter(|(series, value)| series.contains(name) && **value > 0.0).collect();
+        series.sort_by_key(|(series, _)| (*series).clone());
+        println!("{series:?}");
+    }
+
+    if records_during == 0 {
+        return Err(Failure::violation("no honest record was stored during the attack"));
+    }
+    if most > before.memory_bytes + MEMORY_BYTES_MAX {
+        return Err(Failure::Violation(format!("the attack took {} of memory", mib(most - before.memory_bytes))));
+    }
+    if after.memory_bytes > first_left.memory_bytes + MEMORY_SLACK_BYTES {
+        let (first, second) = (mib(first_left.memory_bytes), mib(after.memory_bytes));
+        return Err(Failure::Violation(format!("each attack leaves memory behind: {first}, then {second}")));
+    }
+    if after.files > before.files || after.threads > before.threads {
+        return Err(Failure::Violation(format!("files or threads are left: {before:?} -> {after:?}")));
+    }
+    broker.stop()
+}
+
+/// What one wave of attackers did to the broker.
+#[derive(Debug)]
+struct Wave {
+    most_bytes: u64,
+    used_bytes: u64,
+    left: Option<Usage>,
+}
+
+async fn attack(broker: &ChildBroker, backlog: StreamId, seconds: u64, seed: u64) -> Result<Wave, Failure> {
+    let address = broker.socket_addr();
+    let mut attack = Command::new(python());
+    attack
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/attack.py"))
+        .args([address.ip().to_string(), address.port().to_string(), backlog.to_string()])
+        .args(["--seconds", &seconds.to_string(), "--connections", &ATTACKERS.to_string()])
+        .args(["--seed", &seed.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut attack = attack.spawn().map_err(|error| Failure::trouble("starting the attack", error))?;
+    let mut wave = Wave { most_bytes: 0, used_bytes: 0, left: None };
+    let status = loop {
+        if let Some(status) = attack.try_wait().map_err(|error| Failure::trouble("the attack", error))? {
+            break status;
+        }
+        wave.most_bytes = wave.most_bytes.max(broker.usage()?.memory_bytes);
+        wave.used_bytes = wave.used_bytes.max(broker.metric("tidelog_memory_used_bytes")? as u64);
+        sleep(Duration::from_millis(50)).await;
+    };
+    let output = attack.wait_with_output().await.map_err(|error| Failure::trouble("the attack", error))?;
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| Failure::trouble(format!("the attack ended with {status} and told nothing"), error))?;
+    println!("{told}");
+    let attacks = told.get("attacks").and_then(|attacks| attacks.as_object().cloned()).unwrap_or_default();
+    // An attack of which a part was never begun, or that never got in, shows nothing.
+    if attacks.len() < ATTACKS_AND_STOOD || attacks.values().any(|begun| begun.as_u64() < Some(1)) {
+        return Err(Failure::Trouble(format!("the attack was none: {told}")));
+    }
+    Ok(wave)
+}
+
+/// Waits until only the honest publisher, the follower and the client that made the streams are there.
+async fn wait_for_attackers(broker: &ChildBroker) -> Result<(), Failure> {
+    let since = Instant::now();
+    loop {
+        let metrics = broker.metrics()?;
+        let of = |name: &str| metrics.get(name).copied().unwrap_or(f64::NAN);
+        if of("tidelog_connections") == 3.0 && of("tidelog_handshakes_in_progress") == 0.0 {
+            return Ok(());
+        }
+        if since.elapsed() > GONE_WITHIN {
+            return Err(Failure::violation("attackers that are gone are still counted as connected"));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What the honest clients have done.
+#[derive(Debug, Default)]
+struct Honest {
+    published: AtomicU64,
+    is_over: AtomicBool,
+    /// How many records there are in all, once that is known.
+    total: AtomicU64,
+}
+
+fn record(sequence: u64) -> Vec<u8> {
+    let mut bytes = vec![(sequence % 253) as u8; RECORD_BYTES];
+    bytes.splice(..8, sequence.to_le_bytes());
+    bytes
+}
+
+/// Publishes one record after the other, each durable before the next; how long each took.
+async fn publish(client: Client, honest: Arc<Honest>) -> Result<Vec<Duration>, Failure> {
+    let producer = ProducerName::new("shop").map_err(|error| Failure::trouble("a name", error))?;
+    let producer = client.producer(producer).open().await.map_err(|error| refused(&error))?;
+    let publisher = producer.stream(name("orders")?).await.map_err(|error| refused(&error))?;
+    let mut latencies = Vec::new();
+    while !honest.is_over.load(Ordering::Relaxed) {
+        let since = Instant::now();
+        let stored = async {
+            publisher.send(Record::new(record(latencies.len() as u64))).await?;
+            publisher.flush().await
+        };
+        let stored = timeout(SERVED_WITHIN, stored).await.map_err(|_| stalled("publisher"))?;
+        stored.map_err(|error| refused(&error))?;
+        latencies.push(since.elapsed());
+        honest.published.fetch_add(1, Ordering::Relaxed);
+    }
+    if publisher.duplicates() > 0 {
+        return Err(Failure::Violation(format!("{} records were sent twice", publisher.duplicates())));
+    }
+    honest.total.store(latencies.len() as u64, Ordering::Relaxed);
+    producer.close().await.map_err(|error| refused(&error))?;
+    client.close().await;
+    Ok(latencies)
+}
+
+/// Follows the stream until everything that was published has come, once and in order.
+async fn follow(client: Client, honest: Arc<Honest>) -> Result<(), Failure> {
+    let mut reader = client.reader(name("orders")?).follow(true).open().await.map_err(|error| refused(&error))?;
+    let mut next = 0;
+    loop {
+        let total = honest.total.load(Ordering::Relaxed);
+        if total > 0 && next == total {
+            break;
+        }
+        // Looks at the total again now and then: the last record may have come before it was known.
+        let Ok(event) = timeout(Duration::from_millis(100), reader.next_batch()).await else { continue };
+        let Some(ReaderEvent::Batch(batch)) = event.map_err(|error| refused(&error))? else {
+            return Err(Failure::violation("a follower was told of something else than records"));
+        };
+        for found in batch {
+            let found = found.map_err(|error| refused(&error))?;
+            if found.offset.get() != next || found.record.value != record(next) {
+                return Err(Failure::Violation(format!("offset {next} is not what was published")));
+            }
+            next += 1;
+        }
+    }
+    client.close().await;
+    Ok(())
+}
+
+/// Something for attackers to subscribe to and not to read.
+async fn fill(client: &Client) -> Result<(), Failure> {
+    let producer = client.anonymous_producer().open().await.map_err(|error| refused(&error))?;
+    let publisher = producer.stream(name("backlog")?).await.map_err(|error| refused(&error))?;
+    for number in 0..BACKLOG_BYTES / 4_096 {
+        publisher.send_value(&vec![number as u8; 4_096]).await.map_err(|error| refused(&error))?;
+    }
+    publisher.flush().await.map_err(|error| refused(&error))?;
+    producer.close().await.map_err(|error| refused(&error))?;
+    // The files that its readers have open are open from here on.
+    let mut reader = client.reader(name("backlog")?).open().await.map_err(|error| refused(&error))?;
+    while reader.next_batch().await.map_err(|error| refused(&error))?.is_some() {}
+    Ok(())
+}
+
+fn figures(latencies: &[Duration]) -> String {
+    let mut sorted = latencies.to_vec();
+    sorted.sort_unstable();
+    let [p50, p99] = [50, 99].map(|percent| sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied());
+    let millis = |time: Option<Duration>| time.unwrap_or_default().as_secs_f64() * 1e3;
+    format!("p50 {:.2} ms, p99 {:.2} ms of {}", millis(p50), millis(p99), latencies.len())
+}
+
+fn name(text: &str) -> Result<StreamName, Failure> {
+    StreamName::new(text).map_err(|error| Failure::trouble("a name", error))
+}
+
+fn stalled(who: &str) -> Failure {
+    Failure::Violation(format!("an honest {who} was not served within {SERVED_WITHIN:?}"))
+}
+
+fn refused(error: &dyn std::fmt::Display) -> Failure {
+    Failure::Violation(format!("an honest client is refused: {error}"))
+}
