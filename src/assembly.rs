@@ -22,7 +22,7 @@ use crate::monitor_link::MonitorLink;
 use crate::report;
 use crate::sequencer::{Sequencer, SequencerStart};
 use crate::server::peers::Peers;
-use crate::state::{self, State};
+use crate::state::{self, ReplayError, State};
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker, Shell};
 
 /// Turns of the runtime that answers get to leave before connections are closed.
@@ -65,42 +65,60 @@ pub(crate) fn recover(parts: &Parts, medium: &Arc<dyn Medium>) -> Result<Recover
         payload_bytes_max: config.limits.batch_bytes_max() as u32,
         entropy: parts.entropy.clone(),
         sabotages: *sabotages,
+        ..LogOptions::default()
     };
     let mut state = State::new(*sabotages);
     let wall_ms = parts.clock.wall_ms();
+    let mut contradictions = Vec::new();
     let mut checkpointing = Checkpointing::new(checkpoints_of(config), config.checkpoint_bytes);
+    let mut folding = Folding { state: &mut state, contradictions: &mut contradictions };
     let log = match checkpointing.store_mut() {
-        Some(checkpoints) => open_from(medium, &options, wall_ms, checkpoints, &mut Folding(&mut state))?,
-        None => open(medium, &options, wall_ms, &mut |replayed| fold(&mut state, replayed))?,
+        Some(checkpoints) => open_from(medium, &options, wall_ms, checkpoints, &mut folding)?,
+        None => open(medium, &options, wall_ms, &mut |replayed| folding.take(replayed))?,
     };
+    state.apply_end(log.report.end);
+    // What contradicts earlier entries follows from holes between them. Once those are repaired, it is known.
+    if state.has_known_holes() && state.unrepaired_holes().is_empty() {
+        contradictions.iter().for_each(|error| tracing::debug!("behind repaired damage: {error}"));
+    } else {
+        contradictions.iter().for_each(|error| tracing::error!("damage in the log: {error}"));
+    }
     if sabotages.has(Sabotage::ForgetProducers) {
         state.producers.forget_sequences();
     }
-    tell(&log.report, medium);
+    tell(&log.report, &state, medium);
     Ok(Recovered { medium: Arc::clone(medium), log, state, checkpointing })
 }
 
 /// A state that a log is folded into.
-struct Folding<'s>(&'s mut State);
+struct Folding<'s> {
+    state: &'s mut State,
+    contradictions: &'s mut Vec<ReplayError>,
+}
 
 impl Fold for Folding<'_> {
     fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
-        self.0.restore(pairs)
+        self.state.restore(pairs)
     }
 
     fn take(&mut self, replayed: Replayed<'_>) {
-        fold(self.0, replayed);
+        fold(self.state, replayed, self.contradictions);
     }
 }
 
-fn fold(state: &mut State, replayed: Replayed<'_>) {
+/// Contradictions kept for telling; more of them say nothing more.
+const CONTRADICTIONS_MAX: usize = 1_000;
+
+fn fold(state: &mut State, replayed: Replayed<'_>, contradictions: &mut Vec<ReplayError>) {
     match replayed {
         Replayed::Hole(hole) => state.apply_hole(hole),
         Replayed::Entry { head, .. } => match state::changes(head) {
             Ok(changes) => {
                 for change in changes {
-                    if let Err(error) = state.apply(&change) {
-                        tracing::error!("damage in the log: {error}");
+                    if let Err(error) = state.apply(&change)
+                        && contradictions.len() < CONTRADICTIONS_MAX
+                    {
+                        contradictions.push(error);
                     }
                 }
             }
@@ -110,7 +128,7 @@ fn fold(state: &mut State, replayed: Replayed<'_>) {
 }
 
 /// The recovery report, in the log.
-fn tell(report: &RecoveryReport, medium: &Arc<dyn Medium>) {
+fn tell(report: &RecoveryReport, state: &State, medium: &Arc<dyn Medium>) {
     tracing::info!(
         log_id = %report.log_id,
         start = report.start_count,
@@ -122,7 +140,7 @@ fn tell(report: &RecoveryReport, medium: &Arc<dyn Medium>) {
         "opened {}",
         medium.describe()
     );
-    for line in report::report_lines(report) {
+    for line in report::report_lines(report, state) {
         tracing::warn!("{line}");
     }
 }
@@ -168,8 +186,8 @@ impl Assembly {
             limits: config.limits.clone(),
             time_ms: 0,
         };
-        report::count(&log.report, counters);
-        link.set_status(&welcome, &log.report);
+        report::count(&log.report, &state, counters);
+        link.set_status(&welcome, &log.report, &state);
         let sequencer = Sequencer::new(SequencerStart {
             state,
             log: log.appender,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use tidelog_protocol::Welcome;
 use tidelog_storage::RecoveryReport;
 
+use crate::state::State;
+
 #[cfg(feature = "http")]
 use crate::monitor::{Health, MonitorState};
 
@@ -32,19 +34,19 @@ impl MonitorLink {
         self.set(Health::Stopping);
     }
 
-    pub(crate) fn set_status(&self, welcome: &Welcome, report: &RecoveryReport) {
+    pub(crate) fn set_status(&self, welcome: &Welcome, report: &RecoveryReport, fold: &State) {
         #[cfg(feature = "http")]
         if let Some(state) = &self.state {
             state.set_status(crate::monitor::StatusSnapshot {
                 log_id: welcome.log_id.clone(),
                 start_count: welcome.start_count,
                 medium: format!("{:?}", welcome.medium).to_lowercase(),
-                recovery: crate::report::report_lines(report),
-                report: crate::report::facts(report),
+                recovery: crate::report::report_lines(report, fold),
+                report: crate::report::facts(report, fold),
             });
         }
         #[cfg(not(feature = "http"))]
-        let _ = (welcome, report);
+        let _ = (welcome, report, fold);
     }
 
     #[cfg(feature = "http")]

@@ -356,7 +356,12 @@ impl Sequencer {
                     sink.remove(removed.id);
                     continue;
                 }
-                Change::StreamCreated(_) | Change::EpochRaised(_) => continue,
+                // The last three a repair makes, on a log that no broker runs on.
+                Change::StreamCreated(_)
+                | Change::EpochRaised(_)
+                | Change::OffsetsSkipped(_)
+                | Change::HoleFound(_)
+                | Change::DamageSettled(_) => continue,
             };
             records += u64::from(batch.span);
             if !sink.wants(batch.header.stream) {

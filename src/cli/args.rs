@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Produce(ProduceArguments),
     Consume(ConsumeArguments),
     Verify(VerifyArguments),
+    Repair(RepairArguments),
 }
 
 impl Command {
@@ -46,6 +47,7 @@ impl Command {
             Command::Produce(arguments) => arguments.client.json,
             Command::Consume(arguments) => arguments.client.json,
             Command::Verify(arguments) => arguments.json,
+            Command::Repair(arguments) => arguments.json,
         }
     }
 }
@@ -351,13 +353,40 @@ pub(crate) struct ConsumeArguments {
 
 /// Read every byte of a broker's data folder and name all damage; changes nothing.
 ///
-/// The broker must not be running. Ends with 1 if damage was found.
+/// The broker must not be running. Ends with 1 if damage was found that no repair has settled.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: tidelog verify ./tidelog-data")]
 pub(crate) struct VerifyArguments {
     /// The data folder.
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
+
+    /// Print one JSON object a line, errors too.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Show what would settle the damage of a broker's data folder; with --yes, do it.
+///
+/// What is lost stays lost. A repair lets streams and producers go on of which nobody can tell any more how far
+/// they were: streams at an offset that no lost record can have had (readers are told of the gap as damaged),
+/// producers under an epoch that fences every session from before. New streams and producers can be made again.
+/// Segments that were renamed get their names back; files of which nothing can be used get another name. Nothing is
+/// deleted. It may be stopped and run again at any moment.
+///
+/// The broker must not be running. Ends with 0 if there is nothing to do or it is done, and with 1 if there is
+/// something to do and --yes was not given.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: tidelog repair ./tidelog-data, and when that looks right: \
+                        tidelog repair ./tidelog-data --yes")]
+pub(crate) struct RepairArguments {
+    /// The data folder. Keep a copy of it first.
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
+
+    /// Do what is shown without it.
+    #[arg(long)]
+    pub(crate) yes: bool,
 
     /// Print one JSON object a line, errors too.
     #[arg(long)]
@@ -455,6 +484,7 @@ mod tests {
         Alone::<ProduceArguments>::command().debug_assert();
         Alone::<ConsumeArguments>::command().debug_assert();
         Alone::<VerifyArguments>::command().debug_assert();
+        Alone::<RepairArguments>::command().debug_assert();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod args;
 mod connect;
 mod consume;
+mod damage_words;
 mod exit;
 mod lines;
 mod output;
@@ -10,6 +11,7 @@ mod produce;
 mod ready;
 mod receipts;
 mod records;
+mod repair;
 mod serve;
 mod stream;
 mod time;
@@ -46,6 +48,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Repair(arguments) => repair::run(&arguments),
     }
 }
 

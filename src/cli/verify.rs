@@ -1,127 +1,85 @@
 //! `tidelog verify`: reads every byte of a data folder that no broker runs on, and names all damage.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::json;
-use tidelog::state::{Change, changes};
-use tidelog_protocol::StreamId;
+use tidelog::damage::Findings;
 use tidelog_storage::medium::DiskMedium;
-use tidelog_storage::{Damage, DamageKind, OpenError, Replayed, VerifyReport};
+use tidelog_storage::{OpenError, VerifyReport};
 
 use super::args::VerifyArguments;
+use super::damage_words;
 use super::exit::{CliError, Exit, with_causes};
 use super::output::Output;
-
-/// What a folder holds besides its damage.
-#[derive(Debug, Default)]
-struct Holdings {
-    /// Removed ones too.
-    streams: HashMap<StreamId, String>,
-    removed: HashSet<StreamId>,
-    /// Of streams that are there.
-    records: u64,
-    records_of: HashMap<StreamId, u64>,
-    broken_entries: Vec<String>,
-}
 
 /// Verifies a folder.
 ///
 /// # Errors
 ///
-/// Status 1 if damage was found, 5 if a broker runs on the folder.
+/// Status 1 if damage was found that no repair has settled, 5 if a broker runs on the folder.
 pub(crate) fn run(arguments: &VerifyArguments) -> Result<(), CliError> {
     let mut output = Output::stdout()?;
-    let medium = DiskMedium::open_existing(&arguments.folder).map_err(|error| {
-        let message = format!("could not open {}: {error}", arguments.folder.display());
-        CliError::new(Exit::No, "folder_unreadable", message).with_hint("name the folder given to `serve --data`")
-    })?;
-    let mut holdings = Holdings::default();
-    let report = tidelog_storage::verify(&medium, &mut |replayed| holdings.count(&replayed))
+    let medium = open_folder(&arguments.folder)?;
+    let mut findings = Findings::default();
+    let report = tidelog_storage::verify(&medium, &mut |replayed| findings.count(&replayed))
         .map_err(|error| unopened(&arguments.folder, &error))?;
     if arguments.json {
-        write_json(&report, &holdings, &mut output)?;
+        write_json(&report, &findings, &mut output)?;
     } else {
-        write_text(&report, &holdings, &mut output)?;
+        write_text(&report, &findings, &mut output)?;
     }
     output.flush()?;
-    let lost = report.damages.len() + holdings.broken_entries.len() + report.foreign.len();
-    if lost == 0 {
+    let unsettled = report.damages.iter().filter(|damage| !findings.state.is_settled(damage)).count()
+        + findings.broken_entries.len()
+        + report.foreign.len();
+    if unsettled == 0 {
         return Ok(());
     }
-    let message = format!("{} is damaged in {lost} places", arguments.folder.display());
-    Err(CliError::new(Exit::No, "damaged", message)
-        .with_hint("records beside the damage are served as before; keep a copy of the folder before anything else"))
+    let folder = arguments.folder.display();
+    let message = format!("{folder} is damaged in {unsettled} places");
+    Err(CliError::new(Exit::No, "damaged", message).with_hint(format!(
+        "records beside the damage are served as before; keep a copy of the folder, then see what \
+         `tidelog repair {folder}` would do"
+    )))
 }
 
-impl Holdings {
-    fn count(&mut self, replayed: &Replayed<'_>) {
-        let Replayed::Entry { head, .. } = replayed else { return };
-        match changes(head) {
-            Ok(all) => {
-                for change in all {
-                    match change {
-                        Change::StreamCreated(created) => {
-                            self.streams.insert(created.id, created.name.to_string());
-                        }
-                        // Its bytes stay where they are, so damage in them is still named.
-                        Change::StreamRemoved(removed) => {
-                            self.removed.insert(removed.id);
-                            self.records -= self.records_of.remove(&removed.id).unwrap_or(0);
-                        }
-                        Change::BatchAppended(batch) => {
-                            let span = u64::from(batch.span);
-                            self.records += span;
-                            *self.records_of.entry(batch.header.stream).or_default() += span;
-                        }
-                        Change::EpochRaised(_) => {}
-                    }
-                }
-            }
-            Err(error) => self.broken_entries.push(error.to_string()),
-        }
-    }
-
-    /// Streams that are there.
-    fn live(&self) -> usize {
-        self.streams.keys().filter(|id| !self.removed.contains(id)).count()
-    }
-
-    fn stream(&self, damage: &Damage) -> Option<&str> {
-        let id = StreamId::new(damage.subject?);
-        self.streams.get(&id).map(String::as_str)
-    }
+/// The medium of a folder that is there.
+pub(crate) fn open_folder(folder: &Path) -> Result<DiskMedium, CliError> {
+    DiskMedium::open_existing(folder).map_err(|error| {
+        let message = format!("could not open {}: {error}", folder.display());
+        CliError::new(Exit::No, "folder_unreadable", message).with_hint("name the folder given to `serve --data`")
+    })
 }
 
-fn unopened(folder: &Path, error: &OpenError) -> CliError {
+/// Why a folder was not opened.
+pub(crate) fn unopened(folder: &Path, error: &OpenError) -> CliError {
     let message = with_causes(error);
     match error {
         OpenError::Locked(_) => CliError::new(Exit::Conflict, "folder_in_use", message)
             .with_hint(format!("stop the broker on {} first", folder.display())),
+        OpenError::OtherBranch { .. } | OpenError::Contradiction { .. } => {
+            CliError::new(Exit::No, "unreadable", message)
+                .with_hint(format!("see what `tidelog repair {}` would set aside", folder.display()))
+        }
         _ => CliError::new(Exit::No, "unreadable", message),
     }
 }
 
-fn write_text(report: &VerifyReport, holdings: &Holdings, output: &mut Output) -> Result<(), CliError> {
+fn write_text(report: &VerifyReport, findings: &Findings, output: &mut Output) -> Result<(), CliError> {
     for damage in &report.damages {
-        let place =
-            format!("segment {} positions {}..{}", damage.segment, damage.positions.start, damage.positions.end);
-        let line = match (&damage.offsets, holdings.stream(damage)) {
-            (Some(offsets), Some(stream)) => {
-                format!("damaged: {stream} offsets {}..{} ({}; {place})", offsets.start, offsets.end, word(damage.kind))
-            }
-            _ => format!("damaged: {place} ({})", word(damage.kind)),
-        };
-        output.write_line(line.as_bytes())?;
+        output.write_line(damage_words::line(findings, damage).as_bytes())?;
     }
-    for entry in &holdings.broken_entries {
+    for gap in &findings.gaps {
+        output.write_line(damage_words::gap_line(findings, gap).as_bytes())?;
+    }
+    for entry in &findings.broken_entries {
         output.write_line(format!("damaged: {entry}").as_bytes())?;
     }
     for file in &report.foreign {
         output.write_line(format!("foreign: {file} belongs to another log").as_bytes())?;
     }
     for file in &report.stale_footers {
-        output.write_line(format!("note: {file} is stale; the next start makes it anew").as_bytes())?;
+        output.write_line(format!("note: {file} does not fit its segment; the next start makes it anew").as_bytes())?;
     }
     if let Some(cut) = &report.cut {
         let line = format!(
@@ -130,52 +88,38 @@ fn write_text(report: &VerifyReport, holdings: &Holdings, output: &mut Output) -
         );
         output.write_line(line.as_bytes())?;
     }
-    let (segments, entries) = (report.segments, report.entries);
-    let (streams, records, end) = (holdings.live(), holdings.records, report.end);
+    let (segments, entries, end) = (report.segments, report.entries, report.end);
+    let (streams, records) = (findings.state.catalogue.len(), findings.records);
     output.write_line(
         format!("{segments} segments, {entries} entries, {streams} streams, {records} records, log end {end}")
             .as_bytes(),
     )
 }
 
-fn write_json(report: &VerifyReport, holdings: &Holdings, output: &mut Output) -> Result<(), CliError> {
+fn write_json(report: &VerifyReport, findings: &Findings, output: &mut Output) -> Result<(), CliError> {
     for damage in &report.damages {
-        let object = json!({
-            "damaged": word(damage.kind),
-            "loses_data": damage.kind.loses_data(),
-            "segment": damage.segment,
-            "positions": [damage.positions.start, damage.positions.end],
-            "stream": holdings.stream(damage),
-            "offsets": damage.offsets.as_ref().map(|offsets| [offsets.start, offsets.end]),
-        });
-        output.write_line(object.to_string().as_bytes())?;
+        output.write_line(damage_words::object(findings, damage).to_string().as_bytes())?;
     }
-    for entry in &holdings.broken_entries {
-        output.write_line(json!({ "damaged": entry, "loses_data": true }).to_string().as_bytes())?;
+    for gap in &findings.gaps {
+        output.write_line(damage_words::gap_object(findings, gap).to_string().as_bytes())?;
     }
+    for entry in &findings.broken_entries {
+        output.write_line(json!({ "damaged": entry, "loses_data": true, "repaired": false }).to_string().as_bytes())?;
+    }
+    let settled = report.damages.iter().filter(|damage| findings.state.is_settled(damage)).count();
     let object = json!({
         "log_id": report.log_id.map(|id| id.to_string()),
         "segments": report.segments,
         "entries": report.entries,
-        "streams": holdings.live(),
-        "records": holdings.records,
+        "streams": findings.state.catalogue.len(),
+        "records": findings.records,
         "proven": report.proven,
         "end": report.end,
         "not_provably_stored": report.cut.as_ref().map(|cut| [cut.start, cut.end]),
         "foreign": report.foreign,
         "stale_footers": report.stale_footers,
-        "damages": report.damages.len() + holdings.broken_entries.len(),
+        "damages": report.damages.len() + findings.broken_entries.len(),
+        "repaired": settled,
     });
     output.write_line(object.to_string().as_bytes())
-}
-
-const fn word(kind: DamageKind) -> &'static str {
-    match kind {
-        DamageKind::SegmentHeaderCopy => "segment_header_copy",
-        DamageKind::SegmentHeader => "segment_header",
-        DamageKind::SegmentMissing => "segment_missing",
-        DamageKind::EntryCopy => "entry_copy",
-        DamageKind::Payload => "payload",
-        DamageKind::Hole => "hole",
-    }
 }

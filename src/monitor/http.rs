@@ -247,6 +247,7 @@ fn report_json(report: &RecoveryFacts, state: &MonitorState) -> serde_json::Valu
                 "stream_id": damage.stream,
                 "offsets": damage.offsets.as_ref().map(range),
                 "loses_data": damage.loses_data,
+                "repaired": damage.repaired,
             })
         })
         .collect();
@@ -401,6 +402,7 @@ mod tests {
                     stream: Some(4_096),
                     offsets: Some(7..9),
                     loses_data: true,
+                    repaired: false,
                 }],
                 ..RecoveryFacts::default()
             },

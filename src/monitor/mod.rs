@@ -118,6 +118,8 @@ pub struct DamageFacts {
     pub offsets: Option<Range<u64>>,
     /// Whether anything that was stored can't be read because of it.
     pub loses_data: bool,
+    /// A repair has settled it: it is known, and nothing is in doubt because of it.
+    pub repaired: bool,
 }
 
 /// Everything the monitor shows, shared between the broker, which writes it, and the monitor.

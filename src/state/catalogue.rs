@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use tidelog_protocol::{Offset, StreamDescription, StreamId, StreamName, StreamSettings};
 
-use super::change::{BatchAppended, ReplayError, StreamCreated, StreamRemoved};
+use super::change::{BatchAppended, OffsetsSkipped, ReplayError, StreamCreated, StreamRemoved};
 
 /// One stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +145,22 @@ impl Catalogue {
             self.names.remove(&stream.name);
         }
         Ok(())
+    }
+
+    pub(super) fn apply_skip(&mut self, skipped: &OffsetsSkipped) -> Result<(), ReplayError> {
+        let position = skipped.decided_at;
+        let Some(stream) = self.streams.get_mut(&skipped.stream) else {
+            let what = format!("moves the end of stream {}, of which nothing is known", skipped.stream);
+            return Err(ReplayError { position, what });
+        };
+        stream.tail = stream.tail.max(skipped.next_offset);
+        stream.decided_at = stream.decided_at.max(position);
+        Ok(())
+    }
+
+    /// All streams by identity, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (StreamId, &StreamState)> {
+        self.streams.iter().map(|(id, stream)| (*id, stream))
     }
 
     pub(super) fn apply_batch(&mut self, batch: &BatchAppended) -> Result<(), ReplayError> {

@@ -1,10 +1,12 @@
 //! What an entry of the log changes, and how the broker's facts stand in it.
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut};
 use tidelog_protocol::{
     AttemptId, BatchHeader, Epoch, Offset, ProducerId, ProducerName, Sequence, StreamId, StreamName, StreamSettings,
 };
-use tidelog_storage::{EntryHead, EntryKind, Fact, FactKind, Facts, FactsTooLong};
+use tidelog_storage::{DamageKind, EntryHead, EntryKind, Fact, FactKind, Facts, FactsTooLong};
 
 /// A stream came to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,36 @@ pub struct BatchAppended {
     pub decided_at: u64,
 }
 
+/// A stream's next offset moved up without records: what a hole of the log may have held is passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsetsSkipped {
+    /// The stream.
+    pub stream: StreamId,
+    /// The next offset from here on, unless it is further already.
+    pub next_offset: Offset,
+    /// Position of the entry.
+    pub decided_at: u64,
+}
+
+/// A start found that a range of the log can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoleFound {
+    /// The range.
+    pub positions: Range<u64>,
+    /// Position of that start's entry. If that is the range's end, the log went on behind it and nothing says how much
+    /// was lost.
+    pub decided_at: u64,
+}
+
+/// A repair settled damage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamageSettled {
+    /// What it was.
+    pub kind: DamageKind,
+    /// Where it lies.
+    pub positions: Range<u64>,
+}
+
 /// What an entry changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -77,6 +109,12 @@ pub enum Change {
     EpochRaised(EpochRaised),
     /// A batch was appended.
     BatchAppended(BatchAppended),
+    /// A stream's next offset moved up.
+    OffsetsSkipped(OffsetsSkipped),
+    /// A hole was found.
+    HoleFound(HoleFound),
+    /// Damage was settled by a repair.
+    DamageSettled(DamageSettled),
 }
 
 /// An entry contradicts what came before it, or can't be understood though its checksum is right.
@@ -91,6 +129,88 @@ pub struct ReplayError {
 
 const STREAM_LIVE: u8 = 1;
 const STREAM_REMOVED: u8 = 2;
+
+/// The number of a kind of damage in a fact; never reused.
+pub(super) const fn damage_number(kind: DamageKind) -> u8 {
+    match kind {
+        DamageKind::SegmentHeaderCopy => 1,
+        DamageKind::SegmentHeader => 2,
+        DamageKind::SegmentMissing => 3,
+        DamageKind::EntryCopy => 4,
+        DamageKind::Payload => 5,
+        DamageKind::Hole => 6,
+    }
+}
+
+const fn damage_kind(number: u8) -> Option<DamageKind> {
+    Some(match number {
+        1 => DamageKind::SegmentHeaderCopy,
+        2 => DamageKind::SegmentHeader,
+        3 => DamageKind::SegmentMissing,
+        4 => DamageKind::EntryCopy,
+        5 => DamageKind::Payload,
+        6 => DamageKind::Hole,
+        _ => return None,
+    })
+}
+
+/// A fact's bytes, for [`Fact`] to borrow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedFact {
+    /// What it is about.
+    pub kind: FactKind,
+    /// Which one.
+    pub key: Vec<u8>,
+    /// What holds from there on.
+    pub value: Vec<u8>,
+}
+
+impl OwnedFact {
+    /// The fact; whoever appends it fills in where it was decided.
+    #[must_use]
+    pub fn borrow(&self) -> Fact<'_> {
+        Fact { kind: self.kind, key: &self.key, decided_at: 0, value: &self.value }
+    }
+}
+
+impl OffsetsSkipped {
+    /// As it stands in an entry.
+    #[must_use]
+    pub fn to_fact(&self) -> OwnedFact {
+        let (key, value) = (self.stream.get().to_le_bytes().to_vec(), self.next_offset.get().to_le_bytes().to_vec());
+        OwnedFact { kind: FactKind::NextOffset, key, value }
+    }
+
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let stream = StreamId::new(u64::from_le_bytes(*fact.key.first_chunk()?));
+        let next_offset = Offset::new(u64::from_le_bytes(*fact.value.first_chunk()?));
+        Some(Self { stream, next_offset, decided_at: fact.decided_at })
+    }
+}
+
+impl HoleFound {
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let start = u64::from_le_bytes(*fact.key.first_chunk()?);
+        let end = u64::from_le_bytes(*fact.value.first_chunk()?);
+        Some(Self { positions: start..end, decided_at: fact.decided_at })
+    }
+}
+
+impl DamageSettled {
+    /// As it stands in an entry.
+    #[must_use]
+    pub fn to_fact(&self) -> OwnedFact {
+        let mut key = self.positions.start.to_le_bytes().to_vec();
+        key.push(damage_number(self.kind));
+        OwnedFact { kind: FactKind::Repaired, key, value: self.positions.end.to_le_bytes().to_vec() }
+    }
+
+    fn from_fact(fact: &Fact<'_>) -> Option<Self> {
+        let (start, what) = fact.key.split_first_chunk()?;
+        let kind = damage_kind(*what.first()?)?;
+        Some(Self { kind, positions: u64::from_le_bytes(*start)..u64::from_le_bytes(*fact.value.first_chunk()?) })
+    }
+}
 
 impl BatchAppended {
     /// The stream's next offset after this batch.
@@ -113,16 +233,22 @@ impl StreamCreated {
     /// # Errors
     /// Never for a checked name: it fits.
     pub fn to_facts(&self) -> Result<Facts, FactsTooLong> {
+        let mut facts = Facts::default();
+        let fact = self.to_fact();
+        facts.push(Fact { decided_at: self.id.get(), ..fact.borrow() })?;
+        Ok(facts)
+    }
+
+    /// The one fact that says so.
+    #[must_use]
+    pub fn to_fact(&self) -> OwnedFact {
         let mut value = Vec::with_capacity(25 + self.name.as_str().len());
         value.put_u8(STREAM_LIVE);
         value.put_i64_le(self.created_ms);
         value.put_u64_le(self.settings.max_age_ms.unwrap_or(0));
         value.put_u64_le(self.settings.max_bytes.unwrap_or(0));
         value.put_slice(self.name.as_str().as_bytes());
-        let key = self.id.get().to_le_bytes();
-        let mut facts = Facts::default();
-        facts.push(Fact { kind: FactKind::Stream, key: &key, decided_at: self.id.get(), value: &value })?;
-        Ok(facts)
+        OwnedFact { kind: FactKind::Stream, key: self.id.get().to_le_bytes().to_vec(), value }
     }
 
     fn from_fact(fact: &Fact<'_>) -> Option<Self> {
@@ -165,14 +291,20 @@ impl EpochRaised {
     /// # Errors
     /// Never for a checked name: it fits.
     pub fn to_facts(&self) -> Result<Facts, FactsTooLong> {
+        let mut facts = Facts::default();
+        let fact = self.to_fact();
+        facts.push(Fact { decided_at: self.decided_at, ..fact.borrow() })?;
+        Ok(facts)
+    }
+
+    /// The one fact that says so.
+    #[must_use]
+    pub fn to_fact(&self) -> OwnedFact {
         let mut value = Vec::with_capacity(24 + self.name.as_str().len());
         value.put_u64_le(self.epoch.get());
         value.put_slice(self.attempt.as_bytes());
         value.put_slice(self.name.as_str().as_bytes());
-        let key = self.id.get().to_le_bytes();
-        let mut facts = Facts::default();
-        facts.push(Fact { kind: FactKind::Producer, key: &key, decided_at: self.decided_at, value: &value })?;
-        Ok(facts)
+        OwnedFact { kind: FactKind::Producer, key: self.id.get().to_le_bytes().to_vec(), value }
     }
 
     fn from_fact(fact: &Fact<'_>) -> Option<Self> {
@@ -245,6 +377,16 @@ pub fn changes(head: &EntryHead<'_>) -> Result<Vec<Change>, ReplayError> {
                 let raised = EpochRaised::from_fact(&fact).ok_or_else(|| error("holds a broken producer fact"))?;
                 changes.push(Change::EpochRaised(raised));
             }
+            FactKind::NextOffset => {
+                let skipped = OffsetsSkipped::from_fact(&fact).ok_or_else(|| error("holds a broken offset fact"))?;
+                changes.push(Change::OffsetsSkipped(skipped));
+            }
+            FactKind::Hole => {
+                let hole = HoleFound::from_fact(&fact).ok_or_else(|| error("holds a broken hole fact"))?;
+                changes.push(Change::HoleFound(hole));
+            }
+            // One of a kind that a later version knows settles nothing here.
+            FactKind::Repaired => changes.extend(DamageSettled::from_fact(&fact).map(Change::DamageSettled)),
             _ => {}
         }
     }

@@ -13,7 +13,8 @@ mod snapshot;
 
 pub use catalogue::{Catalogue, CreateRefusal, StreamState};
 pub use change::{
-    BatchAppended, Change, EpochRaised, ReplayError, StreamCreated, StreamRemoved, changes, owner, owner_producer,
+    BatchAppended, Change, DamageSettled, EpochRaised, HoleFound, OffsetsSkipped, OwnedFact, ReplayError,
+    StreamCreated, StreamRemoved, changes, owner, owner_producer,
 };
 pub use producers::{Admission, Grant, OpenDecision, ProducerState, ProducerTable, Refusal, SequenceState, Verdict};
 
@@ -22,9 +23,10 @@ pub use snapshot::{ChangedKeys, KeyValue};
 use std::ops::Range;
 
 use tidelog_protocol::{ErrorCode, ProducerId, StreamId};
-use tidelog_storage::Sabotages;
+use tidelog_storage::{Damage, DamageKind, Sabotages};
 
-use holes::Holes;
+use change::damage_number;
+use holes::{Holes, Settled};
 use recent::RecentBatches;
 use snapshot::Journal;
 
@@ -73,6 +75,22 @@ impl State {
                 let producers = self.producers.apply_batch(batch);
                 self.catalogue.apply_batch(batch).and(producers)
             }
+            Change::OffsetsSkipped(skipped) => self.catalogue.apply_skip(skipped),
+            Change::HoleFound(hole) => {
+                self.holes.push(hole.positions.clone());
+                if hole.positions.end == hole.decided_at {
+                    self.holes.mark_open_ended(hole.decided_at);
+                }
+                Ok(())
+            }
+            Change::DamageSettled(settled) => {
+                if settled.kind == DamageKind::Hole {
+                    self.holes.lift(&settled.positions);
+                }
+                let what = damage_number(settled.kind);
+                self.holes.settle(Settled { what, positions: settled.positions.clone() });
+                Ok(())
+            }
         }
     }
 
@@ -112,6 +130,58 @@ impl State {
     pub fn apply_hole(&mut self, hole: Range<u64>) {
         self.holes.push(hole);
         self.journal.note_holes();
+    }
+
+    /// Counts in that the log goes on at `end`: of a hole that reaches up to there nothing says how much was lost. The
+    /// start that goes on there says so in the log, for every later fold.
+    pub fn apply_end(&mut self, end: u64) {
+        if self.holes.mark_open_ended(end) {
+            self.journal.note_holes();
+        }
+    }
+
+    /// The ranges that leave streams, producers and absent names in doubt.
+    #[must_use]
+    pub fn unrepaired_holes(&self) -> &[Range<u64>] {
+        &self.holes.unrepaired
+    }
+
+    /// Whether anything was ever lost of which nothing can be read, repaired or not.
+    #[must_use]
+    pub const fn has_known_holes(&self) -> bool {
+        !self.holes.known.is_empty()
+    }
+
+    /// Whether a repair has settled this damage: it is known, and nothing is in doubt because of it.
+    #[must_use]
+    pub fn is_settled(&self, damage: &Damage) -> bool {
+        let hole = damage_number(DamageKind::Hole);
+        self.holes.is_settled(damage_number(damage.kind), &damage.positions, hole)
+    }
+
+    /// The most bytes of entries that may have been lost behind the entry at `decided_at`: in all holes behind it,
+    /// repaired ones included, since what a repair decided may have been lost in a later one.
+    #[must_use]
+    pub fn lost_bytes_since(&self, decided_at: u64) -> u64 {
+        self.holes.lost_bytes_since(decided_at)
+    }
+
+    /// The streams whose end may lie in a hole, by identity.
+    #[must_use]
+    pub fn streams_in_doubt(&self) -> Vec<StreamId> {
+        let doubtful = self.catalogue.iter().filter(|(id, stream)| self.holes.may_hide(stream.decided_at, id.get()));
+        let mut ids: Vec<_> = doubtful.map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The producers of which a newer epoch may lie in a hole, by identity.
+    #[must_use]
+    pub fn producers_in_doubt(&self) -> Vec<ProducerId> {
+        let doubtful = self.producers.iter().filter(|(id, state)| self.holes.may_hide(state.decided_at, id.get()));
+        let mut ids: Vec<_> = doubtful.map(|(id, _)| id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Judges a batch against what is ordered so far. Nothing is changed: the caller appends and applies.

@@ -344,6 +344,11 @@ impl ProducerTable {
         }
     }
 
+    /// All named producers, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerState)> {
+        self.producers.iter().map(|(id, producer)| (*id, producer))
+    }
+
     pub(super) fn apply_epoch(&mut self, raised: &EpochRaised) -> Result<(), ReplayError> {
         let position = raised.decided_at;
         let known = self.producers.get(&raised.id).map(|state| state.epoch);

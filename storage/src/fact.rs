@@ -21,10 +21,12 @@ pub enum FactKind {
     Start = 5,
     /// The last sequence of a producer in a stream, carried forward: key is (producer, stream).
     LastSequence = 6,
-    /// The next offset of a stream, carried forward: key is the stream's id.
+    /// The next offset of a stream, carried forward or moved up by a repair: key is the stream's id.
     NextOffset = 7,
     /// A group's cursor: key is (group, stream).
     Cursor = 8,
+    /// Damage that a repair has settled: key is its first position.
+    Repaired = 9,
 }
 
 impl FactKind {
@@ -38,6 +40,7 @@ impl FactKind {
             6 => Self::LastSequence,
             7 => Self::NextOffset,
             8 => Self::Cursor,
+            9 => Self::Repaired,
             _ => return None,
         })
     }

@@ -31,6 +31,7 @@ mod options;
 mod plan;
 mod reader;
 mod recovery;
+mod repair;
 mod report;
 mod sabotage;
 mod scan;
@@ -57,6 +58,10 @@ pub use options::{LogOptions, ReplayTime};
 pub use plan::ReadPlan;
 pub use reader::{ColdReader, ReadOutcome, StoredBatch};
 pub use recovery::{Fold, OpenedLog, open, open_from};
+pub use repair::{
+    AsideFile, AsideReason, FactAppender, Misplaced, RepairSurvey, RepairWriteError, misplaced_segments, put_back,
+    set_aside, survey_for_repair,
+};
 pub use report::{CheckpointFate, Damage, DamageKind, RecoveryReport, Replayed};
 pub use sabotage::{Sabotage, Sabotages};
 pub use segment::{LogId, Predecessor, Salt, SegmentHeader};

@@ -12,6 +12,9 @@ pub struct LogOptions {
     pub segment_bytes: u64,
     /// The largest payload of one entry, and of one atomic group together; at most [`crate::entry::PAYLOAD_BYTES_MAX`].
     pub payload_bytes_max: u32,
+    /// Segment files whose headers are not to be believed, by name: they count as unreadable, so that the log goes on
+    /// without them and behind all that they can have held. For `repair`; otherwise empty.
+    pub distrusted: Vec<String>,
     /// Where salts come from.
     pub entropy: Entropy,
     /// Deliberate defects for the crash tests; nothing without the feature `sabotage`.
@@ -24,6 +27,7 @@ impl Default for LogOptions {
             segment_first_bytes: 1 << 20,
             segment_bytes: 64 << 20,
             payload_bytes_max: 17 << 20,
+            distrusted: Vec::new(),
             entropy: Entropy::System,
             sabotages: Sabotages::default(),
         }

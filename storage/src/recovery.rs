@@ -20,7 +20,7 @@ use crate::housekeeping::{
     Housekeeping, Job, RESERVE_BYTES, RESERVE_BYTES_MIN, RESERVE_PREFIX, SPARE_PREFIX, Spare, is_full, usable_reserve,
     zeroed_file, zeroed_file_within,
 };
-use crate::index::Index;
+use crate::index::{Index, SegmentIndex};
 use crate::medium::{Medium, MediumFile, read_exact_at};
 use crate::reader::ColdReader;
 use crate::report::{CheckpointFate, Damage, RecoveryReport, Replayed};
@@ -151,7 +151,7 @@ fn open_log(
     let lock = medium.lock(true)?;
     let folder = Folder { medium: medium.as_ref() };
     let files = folder.run("list the files", medium.list())?;
-    let survey = survey(folder, &files)?;
+    let survey = survey(folder, &files, &options.distrusted)?;
     let (stamp, mut checkpoint) = match &mut checkpoints {
         Some(checkpoints) => go_on_from(folder, &survey, options, *checkpoints, fold)?,
         None => (None, CheckpointFate::Absent),
@@ -305,6 +305,8 @@ fn open_log(
 /// What can be said of a log without changing it.
 #[derive(Debug)]
 pub(crate) struct Inspection {
+    /// What the footers of sealed segments should say; the newest segment counts as none.
+    pub(crate) sealed: Vec<Arc<SegmentIndex>>,
     pub(crate) damages: Vec<Damage>,
     pub(crate) segments: usize,
     pub(crate) entries: u64,
@@ -312,6 +314,7 @@ pub(crate) struct Inspection {
     pub(crate) end: u64,
     pub(crate) cut: Option<Range<u64>>,
     pub(crate) foreign: Vec<String>,
+    pub(crate) unusable: Vec<String>,
     pub(crate) log_id: Option<LogId>,
 }
 
@@ -323,13 +326,14 @@ pub(crate) fn inspect(
 ) -> Result<Inspection, OpenError> {
     let folder = Folder { medium };
     let files = folder.run("list the files", medium.list())?;
-    let survey = survey(folder, &files)?;
+    let survey = survey(folder, &files, &options.distrusted)?;
     let mut walk = Walk::new(folder, options, fold);
     let before = walk.walk(&survey)?;
-    let (mut found, _) = walk.into_findings();
+    let (mut found, index) = walk.into_findings();
     let mut damages = survey.damages;
     damages.append(&mut found.damages);
     Ok(Inspection {
+        sealed: index.map(|mut index| index.take_sealed()).unwrap_or_default(),
         damages,
         segments: survey.chain.len(),
         entries: found.entries,
@@ -337,6 +341,7 @@ pub(crate) fn inspect(
         end: before.end,
         cut: before.cut(),
         foreign: survey.foreign,
+        unusable: survey.unusable,
         log_id: survey.chain.last().map(|active| active.header.log_id),
     })
 }

@@ -70,6 +70,8 @@ sabotages! {
     CheckpointFromOrderedFold = "checkpoint-from-the-ordered-fold",
     /// A checkpoint is used without a look at whether the log holds the entry that it was made at (A3).
     CheckpointWithoutBranchCheck = "checkpoint-without-branch-check",
+    /// A repair lets streams go on where their last readable record ends, and producers under their last readable epoch.
+    RepairKeepsOffsets = "repair-keeps-offsets",
 }
 
 /// The defects that are switched on; always none without the feature `sabotage`.

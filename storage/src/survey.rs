@@ -49,6 +49,8 @@ pub(crate) struct Survey {
     pub(crate) foreign: Vec<String>,
     /// Segments behind the chain of which nothing can be read.
     pub(crate) unreadable_behind: Option<UnreadableBehind>,
+    /// Files among or behind the chain of which nothing can be used.
+    pub(crate) unusable: Vec<String>,
     pub(crate) number_max: u64,
     pub(crate) damages: Vec<Damage>,
 }
@@ -70,14 +72,17 @@ struct Unreadable {
 }
 
 /// Reads all headers and follows the chain back from the newest one.
-pub(crate) fn survey(folder: Folder<'_>, files: &[FileStat]) -> Result<Survey, OpenError> {
-    let found = read_headers(folder, files)?;
+///
+/// The files named in `distrusted` count as unreadable, whatever their headers say.
+pub(crate) fn survey(folder: Folder<'_>, files: &[FileStat], distrusted: &[String]) -> Result<Survey, OpenError> {
+    let found = read_headers(folder, files, distrusted)?;
     let Headers { mut readable, unreadable, number_max, mut damages } = found;
     let foreign = set_foreign_apart(folder, &mut readable)?;
     let mut foreign: Vec<String> = foreign.into_iter().map(|part| part.name).collect();
     let Some(active) = readable.pop() else {
         if unreadable.is_empty() {
-            return Ok(Survey { chain: Vec::new(), foreign, unreadable_behind: None, number_max, damages });
+            let unusable = Vec::new();
+            return Ok(Survey { chain: Vec::new(), foreign, unreadable_behind: None, unusable, number_max, damages });
         }
         return Err(OpenError::NoReadableHeader { folder: folder.medium.describe(), segments: unreadable.len() });
     };
@@ -100,7 +105,8 @@ pub(crate) fn survey(folder: Folder<'_>, files: &[FileStat]) -> Result<Survey, O
     parts.reverse();
     damages.append(&mut of_chain);
     foreign.extend(readable.into_iter().map(|part| part.name));
-    Ok(Survey { chain: parts, foreign, unreadable_behind, number_max, damages })
+    let unusable = unreadable.into_iter().map(|lost| lost.name).collect();
+    Ok(Survey { chain: parts, foreign, unreadable_behind, unusable, number_max, damages })
 }
 
 /// The segment files, by whether their header can be read.
@@ -112,7 +118,7 @@ struct Headers {
     damages: Vec<Damage>,
 }
 
-fn read_headers(folder: Folder<'_>, files: &[FileStat]) -> Result<Headers, OpenError> {
+fn read_headers(folder: Folder<'_>, files: &[FileStat], distrusted: &[String]) -> Result<Headers, OpenError> {
     let (mut readable, mut unreadable, mut damages) = (Vec::new(), Vec::new(), Vec::new());
     let mut number_max = 0;
     for stat in files {
@@ -126,7 +132,7 @@ fn read_headers(folder: Folder<'_>, files: &[FileStat]) -> Result<Headers, OpenE
         let name = stat.name.clone();
         let file = folder.run("open a segment", folder.medium.open_read(&name))?;
         match read_copies(folder, &name, file.as_ref())? {
-            Copies::Readable { header, is_whole } if header.number == number => {
+            Copies::Readable { header, is_whole } if header.number == number && !distrusted.contains(&name) => {
                 if !is_whole {
                     damages.push(header_damage(DamageKind::SegmentHeaderCopy, &header));
                 }
@@ -239,6 +245,18 @@ fn header_damage(kind: DamageKind, header: &SegmentHeader) -> Damage {
 
 fn contradiction(folder: Folder<'_>, file: &str) -> OpenError {
     OpenError::Contradiction { file: file.to_owned(), folder: folder.medium.describe() }
+}
+
+/// A segment's header, if either copy of it can be read.
+pub(crate) fn readable_header(
+    folder: Folder<'_>,
+    name: &str,
+    file: &dyn MediumFile,
+) -> Result<Option<SegmentHeader>, OpenError> {
+    Ok(match read_copies(folder, name, file)? {
+        Copies::Readable { header, .. } => Some(header),
+        Copies::Unreadable => None,
+    })
 }
 
 enum Copies {

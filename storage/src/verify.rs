@@ -31,7 +31,7 @@ pub struct VerifyReport {
     pub damages: Vec<Damage>,
     /// Segment files that do not belong to this log.
     pub foreign: Vec<String>,
-    /// Footers that can't be read: derived, made anew by the next start, and no damage.
+    /// Footers that can't be read or do not say what their segments hold: derived, made anew by the next start, and no damage.
     pub stale_footers: Vec<String>,
 }
 
@@ -42,14 +42,21 @@ pub struct VerifyReport {
 pub fn verify(medium: &dyn Medium, fold: &mut dyn FnMut(Replayed<'_>)) -> Result<VerifyReport, VerifyError> {
     let _lock = medium.lock(false)?;
     let found = recovery::inspect(medium, &LogOptions::default(), fold)?;
+    Ok(report_of(medium, found))
+}
+
+/// What an inspection found, and footers that do not fit.
+pub(crate) fn report_of(medium: &dyn Medium, found: recovery::Inspection) -> VerifyReport {
     let mut stale_footers = Vec::new();
     let files = medium.list().unwrap_or_default();
     for (name, segment) in files.iter().filter_map(|file| Some((&file.name, footer::footer_number(&file.name)?))) {
-        if !matches!(footer::read(medium, segment), Ok(Some(_))) {
+        let expected = found.sealed.iter().find(|index| index.number() == segment);
+        let there = footer::read(medium, segment).ok().flatten();
+        if there.is_none() || expected.is_some_and(|expected| there.as_ref() != Some(expected.as_ref())) {
             stale_footers.push(name.clone());
         }
     }
-    Ok(VerifyReport {
+    VerifyReport {
         log_id: found.log_id,
         segments: found.segments,
         entries: found.entries,
@@ -59,5 +66,5 @@ pub fn verify(medium: &dyn Medium, fold: &mut dyn FnMut(Replayed<'_>)) -> Result
         damages: found.damages,
         foreign: found.foreign,
         stale_footers,
-    })
+    }
 }

@@ -306,6 +306,8 @@ impl Model {
                 output.is_sparse |= batch.header.is_sparse();
                 output.batches.push((entry.bytes.clone(), base_offset, batch.skip));
             }
+            // No request makes these; a repair does, on a log that no broker runs on.
+            Change::OffsetsSkipped(_) | Change::HoleFound(_) | Change::DamageSettled(_) => {}
         }
     }
 
