@@ -134,7 +134,7 @@ fn tell(report: &RecoveryReport, state: &State, medium: &Arc<dyn Medium>) {
         start = report.start_count,
         entries = report.entries,
         bytes_read = report.bytes_read,
-        checkpoint = %report::checkpoint_words(&report.checkpoint),
+        checkpoint = report::checkpoint_words(&report.checkpoint),
         segments = report.segments,
         end = report.end,
         "opened {}",

@@ -53,12 +53,12 @@ pub(crate) fn report_lines(report: &RecoveryReport, state: &State) -> Vec<String
 
 /// What became of the checkpoint, in a word or two.
 #[must_use]
-pub(crate) fn checkpoint_words(fate: &CheckpointFate) -> String {
+pub(crate) const fn checkpoint_words(fate: &CheckpointFate) -> &'static str {
     match fate {
-        CheckpointFate::Absent => "none".to_owned(),
-        CheckpointFate::Used { end, keys } => format!("used, {keys} keys at position {end}"),
-        CheckpointFate::SetAside { .. } => "set aside".to_owned(),
-        CheckpointFate::Unavailable { .. } => "unavailable".to_owned(),
+        CheckpointFate::Absent => "none",
+        CheckpointFate::Used { .. } => "used",
+        CheckpointFate::SetAside { .. } => "set aside",
+        CheckpointFate::Unavailable { .. } => "unavailable",
     }
 }
 
@@ -92,6 +92,8 @@ pub(crate) fn facts(report: &RecoveryReport, state: &State) -> crate::monitor::R
     crate::monitor::RecoveryFacts {
         segments: report.segments as u64,
         entries: report.entries,
+        bytes_read: report.bytes_read,
+        checkpoint: checkpoint_words(&report.checkpoint),
         proven: report.proven,
         end: report.end,
         rewritten_bytes: report.rewritten_bytes,

@@ -255,6 +255,8 @@ fn report_json(report: &RecoveryFacts, state: &MonitorState) -> serde_json::Valu
         "seconds": state.counters().recovery_nanos.get() as f64 / 1e9,
         "segments": report.segments,
         "entries": report.entries,
+        "bytes_read": report.bytes_read,
+        "checkpoint": report.checkpoint,
         "proven": report.proven,
         "end": report.end,
         "rewritten_bytes": report.rewritten_bytes,

@@ -89,6 +89,10 @@ pub struct RecoveryFacts {
     pub segments: u64,
     /// Entries read.
     pub entries: u64,
+    /// Bytes read of segments and footers.
+    pub bytes_read: u64,
+    /// What became of the checkpoint: `used`, `none`, `set aside` or `unavailable`.
+    pub checkpoint: &'static str,
     /// Below this position everything was proven to have been durable.
     pub proven: u64,
     /// Where the log ended.
