@@ -1,7 +1,7 @@
 //! SIGKILL at any moment, in recovery too: what was acknowledged is there once, in its place, with its bytes, and what a
 //! consumer has seen stays as it was.
 //!
-//! `TIDELOG_CYCLES` (25) says how many kills under load, `TIDELOG_SEED` repeats the plan of a run.
+//! `TIDELOG_CYCLES` (50) says how many kills under load, `TIDELOG_SEED` repeats the plan of a run.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed, as it should")]
 
 mod harness;
@@ -16,7 +16,7 @@ use harness::random::{Random, number_from_environment};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_or_seen_survives_kills_at_any_moment() {
-    let cycles = number_from_environment("TIDELOG_CYCLES").unwrap_or(25);
+    let cycles = number_from_environment("TIDELOG_CYCLES").unwrap_or(50);
     let seed = Random::seed_of_run();
     println!("TIDELOG_SEED={seed} TIDELOG_CYCLES={cycles}");
     let folder = RunFolder::new();

@@ -3,7 +3,7 @@
 //! sent is stored, once and in order.
 //!
 //! Mounts small file systems, so it needs root and runs only if `TIDELOG_MOUNT_TESTS=1` asks for it; otherwise it counts as
-//! ignored. `TIDELOG_FULL_DISK_CYCLES` (200) says how often, `TIDELOG_SEED` repeats the plan of a run. In memory, since
+//! ignored. `TIDELOG_FULL_DISK_CYCLES` (200) says how often, half of it each, `TIDELOG_SEED` repeats the plan of a run. In memory, since
 //! nothing here is about what a power cut leaves.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed, as it should")]
 
@@ -31,7 +31,8 @@ use tidelog::config::BrokerConfig;
 use tidelog_protocol::ErrorCode;
 use tokio::time::timeout;
 
-/// All that is written in a run of 200 cycles, and some.
+/// More than is written in a run of so many cycles.
+const CYCLES_PER_DISK: u64 = 100;
 const DISK_BYTES: u64 = 320 << 20;
 /// The smallest that holds the largest batch.
 const SEGMENT_BYTES: u64 = 256 << 10;
@@ -58,11 +59,11 @@ enum Shortage {
 }
 
 fn run(shortage: Shortage) -> Result<(), Failed> {
-    let cycles = number_from_environment("TIDELOG_FULL_DISK_CYCLES").unwrap_or(200);
+    let cycles = number_from_environment("TIDELOG_FULL_DISK_CYCLES").unwrap_or(200).div_ceil(2);
     let seed = Random::seed_of_run();
-    println!("TIDELOG_SEED={seed} TIDELOG_FULL_DISK_CYCLES={cycles} without {shortage:?}");
+    println!("TIDELOG_SEED={seed}, {cycles} cycles without {shortage:?}");
     let folder = RunFolder::new();
-    let shares = cycles.div_ceil(200);
+    let shares = cycles.div_ceil(CYCLES_PER_DISK);
     let names = if shortage == Shortage::Names { NAMES * shares } else { 0 };
     let options = format!("size={},nr_inodes={names}", DISK_BYTES * shares);
     let outcome = Mount::in_memory(&folder.join("disk"), &options).and_then(|disk| {

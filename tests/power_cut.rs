@@ -2,7 +2,7 @@
 //! consumer has seen, too.
 //!
 //! Cuts off the disk below a mounted image, so it needs root and the tools of the file system, and runs only if
-//! `TIDELOG_MOUNT_TESTS=1` asks for it; otherwise it counts as ignored. `TIDELOG_POWER_CUTS` (10) says how many cuts for
+//! `TIDELOG_MOUNT_TESTS=1` asks for it; otherwise it counts as ignored. `TIDELOG_POWER_CUTS` (25) says how many cuts for
 //! each file system, `TIDELOG_SEED` repeats the plan of a run.
 
 mod harness;
@@ -10,6 +10,7 @@ mod harness;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use harness::fault::run_tracer_if_asked;
 use harness::folder::RunFolder;
 use harness::mount::{FileSystem, why_not};
 use harness::power_run::PowerRun;
@@ -18,6 +19,9 @@ use harness::trial;
 use libtest_mimic::{Arguments, Failed};
 
 fn main() -> ExitCode {
+    if let Some(ended) = run_tracer_if_asked() {
+        return ended;
+    }
     let trials = [
         ("what_was_acknowledged_or_seen_survives_power_cuts_on_ext4", FileSystem::Ext4),
         ("what_was_acknowledged_or_seen_survives_power_cuts_on_xfs", FileSystem::Xfs),
@@ -27,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn cuts(file_system: FileSystem) -> Result<(), Failed> {
-    let cuts = number_from_environment("TIDELOG_POWER_CUTS").unwrap_or(10);
+    let cuts = number_from_environment("TIDELOG_POWER_CUTS").unwrap_or(25);
     let seed = Random::seed_of_run();
     println!("TIDELOG_SEED={seed} TIDELOG_POWER_CUTS={cuts} on {file_system:?}");
     let folder = RunFolder::new();

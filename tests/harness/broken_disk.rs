@@ -45,14 +45,16 @@ impl BrokenDiskRun {
     pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
         // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
         let mut disk = BrokenDisk::make(folder)?;
-        match timeout(self.deadline, self.run_to_end(folder, &mut disk)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(Failure::Trouble(format!("not done within {:?}", self.deadline))),
+        let mut figures = Figures::default();
+        let ended = timeout(self.deadline, self.run_to_end(folder, &mut disk, &mut figures)).await;
+        let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
+        match ended {
+            Ok(()) => Ok(figures),
+            Err(failure) => Err(failure.at(format_args!("cycle {}", figures.cycles))),
         }
     }
 
-    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk) -> Result<Figures, Failure> {
-        let mut figures = Figures::default();
+    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk, figures: &mut Figures) -> Result<(), Failure> {
         let data = disk.mount.path().join("data");
         let mut serve = Serve { sabotage: self.sabotage.clone(), http: true, data, ..Serve::below(folder) };
         let mut broker = serve.start().await?;
@@ -85,7 +87,7 @@ impl BrokenDiskRun {
         figures.receipts = board.sum(Ledger::receipts);
         figures.duplicates = board.sum(Ledger::duplicates);
         stop(broker, &serve).await?;
-        Ok(figures)
+        Ok(())
     }
 
     /// Waits until the broker refuses to write. A deliberate defect may keep it from noticing.

@@ -67,15 +67,17 @@ impl CrashRun {
     ///
     /// The first broken promise, or what kept the run from going on.
     pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
-        match timeout(self.deadline, self.run_to_end(folder)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(Failure::Trouble(format!("not done within {:?}", self.deadline))),
+        let mut figures = Figures::default();
+        let ended = timeout(self.deadline, self.run_to_end(folder, &mut figures)).await;
+        let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
+        match ended {
+            Ok(()) => Ok(figures),
+            Err(failure) => Err(failure.at(format_args!("cycle {}", figures.cycles))),
         }
     }
 
-    async fn run_to_end(&self, folder: &Path) -> Result<Figures, Failure> {
+    async fn run_to_end(&self, folder: &Path, figures: &mut Figures) -> Result<(), Failure> {
         let mut random = Random::new(self.seed);
-        let mut figures = Figures::default();
         let mut serve = Serve { sabotage: self.sabotage.clone(), ..Serve::below(folder) };
         let mut broker = serve.start().await?;
         make_streams(&broker.client().await?).await?;
@@ -100,7 +102,7 @@ impl CrashRun {
                 load.disturb(&mut random, self.disturbance);
                 figures.disturbances += 1;
             }
-            broker = restart(&mut serve, &mut random, start_time, &mut figures).await?;
+            broker = restart(&mut serve, &mut random, start_time, figures).await?;
             if broker.ready.pin != pin {
                 return Err(Failure::violation("the broker has another key after a restart"));
             }
@@ -113,7 +115,7 @@ impl CrashRun {
         figures.receipts = board.sum(Ledger::receipts);
         figures.duplicates = board.sum(Ledger::duplicates);
         stop(broker, &serve).await?;
-        Ok(figures)
+        Ok(())
     }
 }
 

@@ -12,12 +12,16 @@ use super::board::{Board, Phase};
 use super::broker::{Broker, Serve};
 use super::crash_run::{Figures, stop};
 use super::failure::Failure;
+use super::fault::{self, Action, Fault, Kind};
 use super::ledger::Ledger;
+use super::life::LOG_THREAD;
 use super::load::{Load, check, make_streams};
 use super::mount::{Cutter, FileSystem, Mount};
 use super::random::Random;
 
 const PAGE_BYTES: u64 = 4096;
+/// How long a sync is held back so that pages can be written back before it.
+const HELD_BACK_MS: u64 = 15;
 /// Pages of one file that are looked at; those of a larger segment would take longer than a cycle.
 const PAGES_MAX: u64 = 8_192;
 
@@ -44,17 +48,20 @@ impl PowerRun {
     pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
         // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
         let mut mount = Mount::make(folder, self.file_system)?;
-        match timeout(self.deadline, self.run_to_end(folder, &mut mount)).await {
-            Ok(ended) => ended,
-            Err(_) => Err(Failure::Trouble(format!("not done within {:?}", self.deadline))),
+        let mut figures = Figures::default();
+        let ended = timeout(self.deadline, self.run_to_end(folder, &mut mount, &mut figures)).await;
+        let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
+        match ended {
+            Ok(()) => Ok(figures),
+            Err(failure) => Err(failure.at(format_args!("cycle {}", figures.cycles))),
         }
     }
 
-    async fn run_to_end(&self, folder: &Path, mount: &mut Mount) -> Result<Figures, Failure> {
+    async fn run_to_end(&self, folder: &Path, mount: &mut Mount, figures: &mut Figures) -> Result<(), Failure> {
         let mut random = Random::new(self.seed);
-        let mut figures = Figures::default();
         let mut serve =
             Serve { sabotage: self.sabotage.clone(), data: mount.path().join("data"), ..Serve::below(folder) };
+        let can_hold_back = fault::why_not().is_none();
         let mut broker = serve.start().await?;
         make_streams(&broker.client().await?).await?;
         let board = Arc::new(Board::new(self.seed, super::load::STREAMS.len()));
@@ -68,13 +75,14 @@ impl PowerRun {
             }
             let cutter = mount.cutter()?;
             self.wait_for_the_moment(&serve.data, &board, &mut random).await?;
-            if !self.at_new_segments && random.one_in(2) {
+            if serve.fault.is_some() || (!self.at_new_segments && random.one_in(2)) {
                 write_back(&serve.data, &mut random);
             }
             if !self.at_new_segments && random.one_in(2) {
                 broker.kill().await?;
                 cutter.cut()?;
                 mount.mount_again()?;
+                self.hold_back(&mut serve, &mut random, can_hold_back);
                 broker = serve.start().await?;
             } else {
                 cut_below(broker, cutter, &board).await?;
@@ -82,6 +90,7 @@ impl PowerRun {
                 load.abort().await;
                 mount.mount_again()?;
                 board.set_phase(Phase::Open);
+                self.hold_back(&mut serve, &mut random, can_hold_back);
                 broker = serve.start().await?;
                 load = Load::start(&board, &broker.address());
             }
@@ -93,7 +102,19 @@ impl PowerRun {
         figures.receipts = board.sum(Ledger::receipts);
         figures.duplicates = board.sum(Ledger::duplicates);
         stop(broker, &serve).await?;
-        Ok(figures)
+        Ok(())
+    }
+
+    /// Has every second broker's log wait a while between write and sync: only then are there pages to be written back in
+    /// any order, and a cut finds some of a group on the disk and some not.
+    fn hold_back(&self, serve: &mut Serve, random: &mut Random, can: bool) {
+        let holds = can && !self.at_new_segments && random.one_in(2);
+        serve.fault = holds.then(|| Fault {
+            kinds: vec![Kind::Sync],
+            thread: LOG_THREAD.to_owned(),
+            calls: u64::MAX,
+            ..Fault::at(1, Action::Delay(HELD_BACK_MS))
+        });
     }
 
     /// Soon, late, or with the first answer that comes from a new segment, whose name may be all that is not stored.
