@@ -52,6 +52,9 @@ async fn each(
     let mut random = Random::new(seed ^ class.len() as u64);
     for number in 0..count {
         let folder = copy_of(log);
+        if class.ends_with(BESIDE_A_CHECKPOINT) {
+            log.write_checkpoint_to(folder.path());
+        }
         let what = hurt(log, folder.path(), &mut random);
         eprintln!("{class} {number}: {what}");
         let seen = look(log, folder.path()).await;
@@ -61,6 +64,9 @@ async fn each(
         }
     }
 }
+
+/// Classes of that name keep the checkpoint; the others begin without one, as if it had been removed.
+const BESIDE_A_CHECKPOINT: &str = "beside a checkpoint";
 
 /// Flips one bit of an entry, `at` so many bytes behind its beginning.
 fn flip_entry(log: &Log, folder: &Path, header: &EntryHeader, at: u64, bit: u64) -> String {
@@ -167,6 +173,32 @@ async fn both_headers_of_an_entry_cost_that_batch_and_leave_the_end_in_doubt() {
         };
         each(&format!("entry head and copy, newest {newest}"), 100, hurt, judge).await;
     }
+}
+
+/// A start from a checkpoint does not read what is below it, and knows all the same what that came to: nothing is in doubt,
+/// and whoever reads the batch or verifies the folder is told.
+fn one_batch_and_no_doubt(log: &Log, seen: &Seen) -> bool {
+    seen.batches_lost(log) == 1 && seen.short.is_empty() && seen.refusing.is_empty() && seen.verified.damages.len() == 1
+}
+
+#[tokio::test]
+async fn a_bit_in_a_sealed_payload_beside_a_checkpoint_costs_its_batch() {
+    let hurt = |log: &Log, folder: &Path, random: &mut Random| {
+        let header = log.batch(random, false);
+        flip_entry(log, folder, header, payload_byte(random, header), random.below(8))
+    };
+    each(&format!("sealed payload {BESIDE_A_CHECKPOINT}"), 100, hurt, one_batch_and_no_doubt).await;
+}
+
+#[tokio::test]
+async fn both_headers_of_an_entry_beside_a_checkpoint_cost_that_batch_alone() {
+    let hurt = |log: &Log, folder: &Path, random: &mut Random| {
+        let header = log.batch(random, false);
+        let len = HEADER_LEN + u64::from(header.fact_len) + u64::from(header.head_len);
+        flip_entry(log, folder, header, random.below(len), random.below(8));
+        flip_entry(log, folder, header, copy_at(header) + random.below(len), random.below(8))
+    };
+    each(&format!("entry head and copy {BESIDE_A_CHECKPOINT}"), 100, hurt, one_batch_and_no_doubt).await;
 }
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 //! older copies of its segments.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write as _;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tidelog::damage::Findings;
@@ -32,6 +32,7 @@ pub fn config(folder: &Path) -> BrokerConfig {
         limits: Limits { record_bytes_max: 8 << 10, batch_content_bytes_max: 8 << 10, ..Limits::default() },
         segment_first_bytes: 128 << 10,
         segment_bytes: 192 << 10,
+        checkpoint_bytes: 128 << 10,
         ..BrokerConfig::on_disk(folder)
     }
 }
@@ -70,6 +71,8 @@ pub struct Segment {
 #[derive(Debug)]
 pub struct Log {
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The files of its checkpoint, by path.
+    pub checkpoint: BTreeMap<PathBuf, Vec<u8>>,
     /// Every record of a stream, by offset.
     pub records: BTreeMap<&'static str, Vec<Bytes>>,
     pub entries: Vec<EntryHeader>,
@@ -142,15 +145,22 @@ impl Log {
             .collect();
         assert!(segments.len() >= 6, "only {} segments", segments.len());
         let older = older.into_iter().filter(|(name, bytes)| files.get(name) != Some(bytes)).collect();
-        Self { files, records, entries, segments, older }
+        let mut checkpoint = BTreeMap::new();
+        gather(folder, Path::new("checkpoint"), &mut checkpoint);
+        assert!(!checkpoint.is_empty(), "no checkpoint was made");
+        Self { files, checkpoint, records, entries, segments, older }
     }
 
+    /// Without its checkpoint, as if that had been removed: a start reads all of the log.
     pub fn write_to(&self, folder: &Path) {
-        for (name, bytes) in &self.files {
-            // A key that others may read is refused.
-            let path = folder.join(name);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
-            file.write_all(bytes).unwrap();
+        self.files.iter().for_each(|(name, bytes)| write_new(&folder.join(name), bytes));
+    }
+
+    pub fn write_checkpoint_to(&self, folder: &Path) {
+        for (path, bytes) in &self.checkpoint {
+            let path = folder.join(path);
+            DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap()).unwrap();
+            write_new(&path, bytes);
         }
     }
 
@@ -187,7 +197,27 @@ pub fn copy_at(header: &EntryHeader) -> u64 {
     (HEADER_LEN + u64::from(header.fact_len) + u64::from(header.payload_len)).next_multiple_of(8)
 }
 
+/// The files of the folder itself.
 pub fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    files.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+/// The files of a folder within `top`, and of those in it.
+fn gather(top: &Path, folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(top.join(folder)).unwrap().map(|entry| entry.unwrap()) {
+        let path = folder.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            gather(top, &path, files);
+        } else {
+            files.insert(path, fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) {
+    // A key that others may read is refused.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+    file.write_all(bytes).unwrap();
 }

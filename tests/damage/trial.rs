@@ -12,7 +12,7 @@ use tidelog::repair::{plan, repair};
 use tidelog_client::{Client, ReaderEvent};
 use tidelog_protocol::{ErrorCode, Offset, ProducerName, Record, StartAt};
 use tidelog_storage::medium::{DiskMedium, Medium};
-use tidelog_storage::{Damage, DamageKind, Sabotages, VerifyReport};
+use tidelog_storage::{Damage, DamageKind, DiskCheckpoints, Sabotages, VerifyReport};
 
 use super::log::{Log, STREAMS, config, connect, inspect, stream_name};
 use super::scratch::Scratch;
@@ -175,7 +175,8 @@ async fn publish(client: &Client, stream: &str, producer: Option<&str>) -> Resul
 pub async fn repaired(log: &Log, folder: &Path) {
     let before = file_names(folder);
     let medium: Arc<dyn Medium> = Arc::new(DiskMedium::open_existing(folder).unwrap());
-    repair(&medium, 1_800_000_000_000, Sabotages::from_environment()).unwrap();
+    let mut checkpoints = DiskCheckpoints::new(folder);
+    repair(&medium, Some(&mut checkpoints), 1_800_000_000_000, Sabotages::from_environment()).unwrap();
     let again = plan(medium.as_ref(), Sabotages::default()).unwrap();
     assert!(again.is_empty(), "a second repair would do something: {:?} {:?}", again.decisions, again.set_aside);
     drop(medium);
