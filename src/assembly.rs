@@ -188,7 +188,7 @@ impl Assembly {
         };
         report::count(&log.report, &state, counters);
         link.set_status(&welcome, &log.report, &state);
-        let sequencer = Sequencer::new(SequencerStart {
+        let mut sequencer = Sequencer::new(SequencerStart {
             state,
             log: log.appender,
             durable_position: log.durable,
@@ -197,6 +197,7 @@ impl Assembly {
             counters: Arc::clone(counters),
             sabotages: *sabotages,
         });
+        sequencer.set_durable_stamp(log.stamp);
         let engine = Rc::new(Engine::new(EngineStart {
             sequencer,
             reads,

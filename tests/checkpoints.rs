@@ -10,6 +10,9 @@ use tidelog_client::{Client, ClientConfig, ReaderEvent};
 use tidelog_protocol::{ProducerName, StartAt, StreamName, StreamSettings};
 use tidelog_storage::CheckpointFate;
 
+/// Bytes of a watermark entry, which is the last of a log that was closed in order.
+const WATERMARK_BYTES: u64 = 208;
+
 async fn connect(broker: &Broker) -> Client {
     let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
     Client::connect(config).await.unwrap()
@@ -113,6 +116,11 @@ async fn a_start_after_a_million_records_reads_the_tail_and_not_the_log() {
         drop(broker);
         starts.push(report);
     }
+    // The last one has stopped in order without a batch: that is enough for the next one to read nothing again.
+    let broker = Broker::start(BrokerConfig::on_disk(&killed)).unwrap();
+    let after_stop = broker.recovery_report().clone();
+    assert_eq!(used(&after_stop), after_stop.end - WATERMARK_BYTES, "{after_stop:?}");
+    drop(broker);
     let [stopped, whole, crashed] = starts.try_into().unwrap();
     println!("in order: {} entries, {} bytes", stopped.entries, stopped.bytes_read);
     println!("killed:   {} entries, {} bytes", crashed.entries, crashed.bytes_read);

@@ -18,8 +18,13 @@ pub struct Snapshot {
 }
 
 impl Sequencer {
-    /// What has changed in the durable fold since the last snapshot, or all of it. `None` if nothing was committed since the
-    /// start, or the log is poisoned.
+    /// The durable fold is that of a log which was just recovered: all up to its start entry, which this stamps.
+    pub const fn set_durable_stamp(&mut self, stamp: Stamp) {
+        self.durable_stamp = Some(stamp);
+    }
+
+    /// What has changed in the durable fold since the last snapshot, or all of it. `None` without a stamp, or if the
+    /// log is poisoned.
     pub fn snapshot(&mut self, all: bool) -> Option<Snapshot> {
         let stamp = self.durable_stamp.filter(|_| !self.is_poisoned)?;
         let keys = self.durable.take_changed();
@@ -38,7 +43,7 @@ impl Sequencer {
         self.durable.give_back(keys);
     }
 
-    /// The place in the log that the next snapshot is made at, if anything was committed since the start.
+    /// The place in the log that the next snapshot is made at.
     #[must_use]
     pub const fn durable_stamp(&self) -> Option<Stamp> {
         self.durable_stamp

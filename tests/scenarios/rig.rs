@@ -176,7 +176,7 @@ impl Rig {
             state.producers.forget_sequences();
         }
         let found = Found { changes: all, state: state.clone(), contradictions, report: log.report };
-        let sequencer = Sequencer::new(SequencerStart {
+        let mut sequencer = Sequencer::new(SequencerStart {
             state,
             log: log.appender,
             durable_position: log.durable,
@@ -185,6 +185,7 @@ impl Rig {
             counters: Arc::new(Counters::new()),
             sabotages,
         });
+        sequencer.set_durable_stamp(log.stamp);
         self.life = Some(Life {
             sequencer,
             writer: log.writer,
