@@ -3,7 +3,7 @@
 //!
 //! The broker is this binary, started again as a child, so that its memory, files and threads can be told from those of its
 //! clients. `TIDELOG_CONNECTS` (500), `TIDELOG_BACKLOG_BYTES` (64 MiB), `TIDELOG_STREAMS` (2,000) and
-//! `TIDELOG_HOSTILE_SECONDS` (8) say how much; `TIDELOG_SEED` repeats what the attackers choose. The attack itself needs
+//! `TIDELOG_HOSTILE_SECONDS` (9) say how much; `TIDELOG_SEED` repeats what the attackers choose. The attack itself needs
 //! a Python with aioquic: the one that `TIDELOG_PYTHON` names, or `python3`. Without it, it counts as ignored.
 
 #[path = "hostile/attack.rs"]

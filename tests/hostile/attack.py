@@ -1,6 +1,6 @@
 """Attacks a broker with an independent QUIC client, aioquic, by everything that a hostile peer can think of.
 
-    attack.py HOST PORT STREAM_ID --seconds S --connections N --seed SEED
+    attack.py HOST PORT STREAM_ID --seconds S --connections N --seed SEED [--only ATTACK,ATTACK]
 
 N attackers run at one time; each makes one attack after the other on connections of its own. STREAM_ID is a stream with a
 backlog. Prints one JSON object at its end: how often each attack was begun, and how often a connection stood.
@@ -138,7 +138,7 @@ class Attacker:
         return min(self.left(), self.rng.uniform(0.05, most))
 
     async def run(self):
-        attacks = [getattr(self, name) for name in ATTACKS]
+        attacks = [getattr(self, name) for name in self.args.only.split(",")]
         turn = self.rng.randrange(len(attacks))
         while self.left() > 0:
             attack = attacks[turn % len(attacks)]
@@ -351,6 +351,7 @@ async def main():
     parser.add_argument("stream", type=int)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--connections", type=int, default=150)
+    parser.add_argument("--only", default=",".join(ATTACKS))
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     args = parser.parse_args()
     rng, counts = random.Random(args.seed), {}
