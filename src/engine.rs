@@ -406,7 +406,7 @@ impl Driver {
                 }
             }
             // Derived files and leftovers: the next start tries again.
-            Err(error) => tracing::warn!("{job:?} failed and is left to the next start: {error}"),
+            Err(error) => tracing::warn!("{job} failed and is left to the next start: {error}"),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! A failure here poisons nothing; the file concerned is thrown away or left as it was.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -67,6 +68,19 @@ pub enum Job {
         /// Its file name.
         name: String,
     },
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PrepareSpare { len } => write!(f, "preparing a segment file of {len} bytes"),
+            Self::WriteFooter(index) => write!(f, "writing the footer of segment {}", index.number()),
+            Self::TrimSegment { number, .. } => write!(f, "cutting the zeros off segment {number}"),
+            Self::FillReserve => f.write_str("filling the reserve"),
+            Self::TakeReserve => f.write_str("taking a file of the reserve"),
+            Self::RemoveLeftover { name } => write!(f, "removing {name}"),
+        }
+    }
 }
 
 /// What came of it.

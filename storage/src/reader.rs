@@ -111,6 +111,10 @@ impl ColdReader {
                         plan.path.push(Step::Points { segment, end, points });
                         break;
                     }
+                    if visible_end < end {
+                        // All further steps are behind the visible end as well, and do not follow directly on what was read.
+                        plan.path.clear();
+                    }
                 }
             }
         }
@@ -189,6 +193,11 @@ impl ColdReader {
                         block = Block::default();
                     }
                 }
+            }
+            if until == end {
+                // Between here and the next point there may be more by the time that it is visible: the next plan has it.
+                points.clear();
+                return Ok(());
             }
             points.pop_front();
             if found.is_full() {

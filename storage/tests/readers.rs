@@ -7,7 +7,7 @@ use driver::survived::{all_there, copy_of, fill_a_segment, some_entries, start};
 use driver::told::{log_of_several_segments, served_rightly};
 use driver::{Driver, Spec, small_options};
 use tidelog_storage::medium::SimulatedRng;
-use tidelog_storage::{Job, LogOptions, Sabotages, verify};
+use tidelog_storage::{Job, LogOptions, ReadOutcome, Sabotages, verify};
 
 #[test]
 fn a_stale_footer_is_not_believed_while_the_right_one_waits_to_be_written() {
@@ -242,4 +242,33 @@ fn entries_larger_than_a_block_are_read_back_through_damage() {
     let observed = driver.open_observed().unwrap();
     let lost = large.position..large.end;
     assert_eq!(observed.holes, [lost]);
+}
+
+/// A reader gets as many bytes at once as it takes, and meanwhile the log goes on: the rest of a plan must not step over
+/// what stood between its last visible entry and its next point.
+#[test]
+fn a_plan_that_was_cut_at_the_visible_end_misses_nothing_that_becomes_visible() {
+    for step in 1..60_u64 {
+        let mut driver = start(41, Sabotages::default()).unwrap();
+        for _ in 0..40 {
+            driver.append_one(1, 1_500).unwrap();
+        }
+        driver.commit().unwrap();
+        let end = driver.durable();
+        let life = driver.life();
+        let mut plan = life.log.appender.index().plan(1, 0).unwrap();
+        // The visible end moves on from each read to the next one.
+        let (mut visible, mut outcomes) = (1_700 * step, Vec::new());
+        while !plan.is_used_up() {
+            outcomes.extend(life.log.reader.read(&mut plan, visible.min(end), 1_000).unwrap());
+            visible += 3_400;
+        }
+        let mut next = 0;
+        for outcome in &outcomes {
+            let ReadOutcome::Batch(batch) = outcome else { panic!("step {step}: {outcome:?}") };
+            assert_eq!(batch.base_offset, next, "step {step}");
+            next += u64::from(batch.span);
+        }
+        assert_eq!(plan.offset(), next);
+    }
 }
