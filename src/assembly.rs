@@ -168,7 +168,8 @@ impl Assembly {
         checkpointing.begin(&log, &mut state, shell);
         let (event_sender, events) = tokio::sync::mpsc::unbounded_channel();
         let log_worker =
-            LogWorker::start(shell, log.writer, Arc::clone(clock), event_sender.clone()).map_err(StartError::Thread)?;
+            LogWorker::start(shell, log.writer, Arc::clone(clock), config.sync_timeout, event_sender.clone())
+                .map_err(StartError::Thread)?;
         let housekeeping =
             HousekeepingWorker::start(shell, log.housekeeping, Arc::clone(&medium), Arc::clone(counters), event_sender)
                 .map_err(StartError::Thread)?;

@@ -4,7 +4,8 @@
 //! It is made when a segment is full and enough of the log has gone by, after a start that had none to go on from, and
 //! when the broker stops. A failed one harms nothing; the next one has what it had.
 
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::time::Duration;
 
 use tidelog_storage::{
     CheckpointSave, CheckpointStore, DiskCheckpoints, EntryMark, Housekeeping, Job, OpenedLog, SaveError, Stamp,
@@ -17,6 +18,9 @@ use crate::workers::Shell;
 
 /// A start reads so much of the log without anybody noticing: no checkpoint is made for less.
 const TAIL_BYTES_MIN: u64 = 256 << 10;
+
+/// A broker that stops waits so long for its last checkpoint, which only spares the next start some reading.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Where the checkpoints of a broker are kept, if anywhere.
 pub(crate) fn checkpoints_of(config: &BrokerConfig) -> Option<Box<dyn CheckpointStore>> {
@@ -159,11 +163,16 @@ impl Checkpointing {
         }
     }
 
+    /// Waits for the save that is under way, but not for a disk that hangs: then nothing more is saved.
     fn wait_for_saved(&mut self, sequencer: &mut Sequencer) {
         let Some(saving) = self.saving.take() else { return };
-        match saving.outcome.recv() {
+        match saving.outcome.recv_timeout(STOP_WAIT) {
             Ok((store, saved)) => self.take_saved(store, saved, saving.mark, saving.keys, sequencer),
-            Err(_) => sequencer.checkpoint_failed(saving.keys),
+            Err(RecvTimeoutError::Timeout) => tracing::warn!(
+                "the checkpoint at position {} takes longer than {STOP_WAIT:?} and is left behind; nothing else is affected",
+                saving.mark.end()
+            ),
+            Err(RecvTimeoutError::Disconnected) => sequencer.checkpoint_failed(saving.keys),
         }
     }
 

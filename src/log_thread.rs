@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidelog_storage::{Group, Writer};
+use tidelog_storage::{Group, Poisoned, Writer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -38,12 +38,13 @@ impl LogThread {
     pub(crate) fn start(
         writer: Writer,
         clock: Arc<dyn Clock>,
+        sync_timeout: Duration,
         events: UnboundedSender<Event>,
     ) -> std::io::Result<LogThread> {
         let (tasks, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("tidelog-log".to_owned())
-            .spawn(move || run(writer, clock.as_ref(), &receiver, &events))?;
+            .spawn(move || run(writer, clock.as_ref(), sync_timeout, &receiver, &events))?;
         Ok(LogThread { tasks, thread })
     }
 
@@ -62,7 +63,13 @@ impl LogThread {
     }
 }
 
-fn run(mut writer: Writer, clock: &dyn Clock, tasks: &Receiver<Task>, events: &UnboundedSender<Event>) {
+fn run(
+    mut writer: Writer,
+    clock: &dyn Clock,
+    sync_timeout: Duration,
+    tasks: &Receiver<Task>,
+    events: &UnboundedSender<Event>,
+) {
     let mut was_lone = false;
     loop {
         let watched = if was_lone { watch(tasks) } else { None };
@@ -74,7 +81,8 @@ fn run(mut writer: Writer, clock: &dyn Clock, tasks: &Receiver<Task>, events: &U
         was_lone = task.as_ref().is_ok_and(|task| task.is_lone);
         let outcome = match task {
             Ok(mut task) => commit(&mut writer, &mut task.group, clock),
-            Err(RecvTimeoutError::Timeout) => match writer.quiet() {
+            // Nobody waits for this sync, so that nobody but this thread notices if it hangs.
+            Err(RecvTimeoutError::Timeout) => match quiet(&mut writer, clock, sync_timeout) {
                 Ok(()) => continue,
                 Err(poisoned) => LogOutcome::Poisoned(poisoned),
             },
@@ -90,6 +98,13 @@ fn run(mut writer: Writer, clock: &dyn Clock, tasks: &Receiver<Task>, events: &U
             return;
         }
     }
+}
+
+fn quiet(writer: &mut Writer, clock: &dyn Clock, sync_timeout: Duration) -> Result<(), Poisoned> {
+    let before = clock.monotonic();
+    writer.quiet()?;
+    let took = clock.monotonic().saturating_sub(before);
+    if took > sync_timeout { Err(writer.distrust(took)) } else { Ok(()) }
 }
 
 /// The next task, if it comes within [`WATCH`].

@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidelog_storage::medium::Medium;
 use tidelog_storage::{ColdReader, Group, Housekeeping, Job, ReadError, ReadOutcome, ReadPlan, Writer};
@@ -43,10 +44,11 @@ impl LogWorker {
         shell: &Shell,
         writer: Writer,
         clock: Arc<dyn Clock>,
+        sync_timeout: Duration,
         events: UnboundedSender<Event>,
     ) -> std::io::Result<Self> {
         Ok(match shell {
-            Shell::Threads => Self::Thread(LogThread::start(writer, clock, events)?),
+            Shell::Threads => Self::Thread(LogThread::start(writer, clock, sync_timeout, events)?),
             Shell::Tasks(pace) => Self::Task(LogTask::start(writer, clock, events, Rc::clone(pace))),
         })
     }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::group::{Group, OpensSegment};
 use crate::medium::{Medium, MediumFile};
@@ -194,6 +195,13 @@ impl Writer {
             return Err(Poisoned { step: "go on", segment: segment_name(self.number), source });
         }
         Ok(())
+    }
+
+    /// The last sync has taken longer than is believed: nothing more is written, although it returned well in the end.
+    pub fn distrust(&mut self, took: Duration) -> Poisoned {
+        self.poisoned = true;
+        let source = io::Error::new(io::ErrorKind::TimedOut, format!("it took {took:?}"));
+        Poisoned { step: "sync in time", segment: segment_name(self.number), source }
     }
 
     fn or_poison<T>(&mut self, step: &'static str, outcome: io::Result<T>) -> Result<T, Poisoned> {
