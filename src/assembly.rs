@@ -97,7 +97,7 @@ struct Folding<'s> {
 }
 
 impl Fold for Folding<'_> {
-    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+    fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String> {
         self.state.restore(pairs)
     }
 

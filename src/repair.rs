@@ -208,7 +208,7 @@ fn hear_witness(medium: &Arc<dyn Medium>, checkpoints: &mut dyn CheckpointStore,
     struct Checked(State);
 
     impl Fold for Checked {
-        fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+        fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String> {
             self.0.restore(pairs)
         }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -99,9 +100,9 @@ macro_rules! name {
         $(#[$doc])*
         ///
         /// 1 to [`NAME_BYTES_MAX`] bytes of `A-Z a-z 0-9 . _ -`, not starting with `.`, without `.dead.`. A value that
-        /// exists keeps the rule: there is no other way to make one.
+        /// exists keeps the rule: there is no other way to make one. Clones share the text: a broker holds each name several times.
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks `name` and keeps a copy.
@@ -134,7 +135,7 @@ macro_rules! name {
 
             fn try_from(name: String) -> Result<Self, NameError> {
                 check($kind, &name)?;
-                Ok(Self(name.into_boxed_str()))
+                Ok(Self(name.into()))
             }
         }
 

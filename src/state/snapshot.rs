@@ -192,14 +192,15 @@ impl State {
     ///
     /// # Errors
     /// What in it makes no sense; then nothing is changed.
-    pub fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+    pub fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String> {
         let mut restored = State::new(self.producers.sabotages());
         let mut recent = Vec::new();
         let (mut count, mut oldest) = (0, 0);
         // Streams and producers come in the order of their keys, not of their ids, and a name stays with the oldest.
         let (mut streams, mut producers) = (Vec::new(), Vec::new());
         for (key, value) in pairs {
-            let is_understood = restore_pair(key, value, &mut |piece| match piece {
+            // Each pair goes as its piece comes, so that both are never there as a whole.
+            let is_understood = restore_pair(&key, &value, &mut |piece| match piece {
                 Piece::Stream(id, stream) => streams.push((id, stream)),
                 Piece::Producer(id, producer) => producers.push((id, producer)),
                 Piece::Sequence(producer, stream, state) => {
@@ -554,7 +555,7 @@ mod tests {
 
         fn restored(&self) -> State {
             let mut restored = State::new(Sabotages::default());
-            restored.restore(&self.pairs).unwrap();
+            restored.restore(self.pairs.clone()).unwrap();
             restored
         }
     }
@@ -630,7 +631,7 @@ mod tests {
             let mut cut = followed.pairs.clone();
             cut.insert(key.clone(), value.get(..value.len() - 1).unwrap().to_vec());
             let mut state = State::new(Sabotages::default());
-            let is_understood = state.restore(&cut).is_ok();
+            let is_understood = state.restore(cut).is_ok();
             // A name may lose its last letter.
             let ends_in_name = matches!(key.first(), Some(&STREAM | &PRODUCER));
             assert!(!is_understood || ends_in_name, "{key:?}");
@@ -638,6 +639,6 @@ mod tests {
         }
         let mut stranger = followed.pairs.clone();
         stranger.insert(vec![99], Vec::new());
-        assert!(State::new(Sabotages::default()).restore(&stranger).is_err());
+        assert!(State::new(Sabotages::default()).restore(stranger).is_err());
     }
 }

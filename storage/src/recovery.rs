@@ -74,7 +74,7 @@ pub fn open(
     struct Whole<'f>(&'f mut dyn FnMut(Replayed<'_>));
 
     impl Fold for Whole<'_> {
-        fn restore(&mut self, _: &CheckpointPairs) -> Result<(), String> {
+        fn restore(&mut self, _: CheckpointPairs) -> Result<(), String> {
             Err("there is nothing to restore it into".to_owned())
         }
 
@@ -92,7 +92,7 @@ pub trait Fold {
     ///
     /// # Errors
     /// If it makes no sense: then nothing was restored, the checkpoint is set aside, and the whole log follows.
-    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String>;
+    fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String>;
 
     /// Counts in what comes next in the log.
     fn take(&mut self, replayed: Replayed<'_>);
@@ -134,10 +134,10 @@ fn go_on_from(
     if let Place::Elsewhere(why) = place(folder, survey, &loaded.stamp, options, |part| walk.own_end(part))? {
         return Ok(odd(why.to_owned()));
     }
-    if let Err(why) = fold.restore(&loaded.pairs) {
+    let fate = CheckpointFate::Used { end: loaded.stamp.mark.end(), keys: loaded.pairs.len() };
+    if let Err(why) = fold.restore(loaded.pairs) {
         return Ok(odd(why));
     }
-    let fate = CheckpointFate::Used { end: loaded.stamp.mark.end(), keys: loaded.pairs.len() };
     Ok((Some(loaded.stamp), fate))
 }
 

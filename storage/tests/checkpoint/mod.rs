@@ -42,10 +42,10 @@ impl Sums {
 }
 
 impl Fold for Sums {
-    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+    fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String> {
         for (key, value) in pairs {
             let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
-            self.subjects.insert(word(key), (word(&value[..8]), word(&value[8..])));
+            self.subjects.insert(word(&key), (word(&value[..8]), word(&value[8..])));
         }
         Ok(())
     }

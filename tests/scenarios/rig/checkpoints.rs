@@ -26,7 +26,7 @@ impl Folded {
 }
 
 impl Fold for Folded {
-    fn restore(&mut self, pairs: &CheckpointPairs) -> Result<(), String> {
+    fn restore(&mut self, pairs: CheckpointPairs) -> Result<(), String> {
         self.state.restore(pairs)
     }
 
