@@ -1,5 +1,5 @@
 //! A disk that is filled and freed again and again, in bytes or in names of files, below one broker that is never
-//! restarted: publishes are refused before they are acknowledged, reads go on, and once there is space everything that was
+//! restarted: publishes are refused before they are acknowledged, reads and deletions go on, and once there is space everything that was
 //! sent is stored, once and in order.
 //!
 //! Mounts small file systems, so it needs root and runs only if `TIDELOG_MOUNT_TESTS=1` asks for it; otherwise it counts as
@@ -28,7 +28,8 @@ use harness::trial;
 use libtest_mimic::{Arguments, Failed};
 use tidelog::broker::Broker;
 use tidelog::config::BrokerConfig;
-use tidelog_protocol::ErrorCode;
+use tidelog_client::Client;
+use tidelog_protocol::{ErrorCode, StreamDescription, StreamName, StreamSettings};
 use tokio::time::timeout;
 
 /// More than is written in a run of so many cycles.
@@ -95,6 +96,10 @@ async fn fill_and_free(disk: &Path, shortage: Shortage, seed: u64, cycles: u64) 
         board.wait_for_receipts(1 + random.below(200)).await?;
         // What is sent while the disk is being filled would need another, larger one.
         board.pause(true);
+        let doomed = match cycle % CYCLES_PER_CHECK {
+            0 => Some(make_stream(&client, &format!("doomed-{cycle}")).await?),
+            _ => None,
+        };
         let before = refusals();
         let filler =
             Filler::fill(&disk.join("filler"), shortage).map_err(|error| Failure::trouble("filling", error))?;
@@ -109,6 +114,9 @@ async fn fill_and_free(disk: &Path, shortage: Shortage, seed: u64, cycles: u64) 
             check(&client, &board).await?;
         } else {
             checked = check_from(&client, &board, &checked).await?;
+        }
+        if let Some(doomed) = doomed {
+            remove(&client, &doomed).await?;
         }
         if broker.counters().is_poisoned() {
             return Err(Failure::violation("a full disk has poisoned the broker"));
@@ -127,6 +135,22 @@ async fn fill_and_free(disk: &Path, shortage: Shortage, seed: u64, cycles: u64) 
     match broker.recovery_report().damages.is_empty() {
         true => Ok(()),
         false => Err(Failure::Violation(format!("{:?}", broker.recovery_report().damages))),
+    }
+}
+
+async fn make_stream(client: &Client, name: &str) -> Result<StreamDescription, Failure> {
+    let name = StreamName::new(name).expect("a name of letters, digits and a dash");
+    let made = client.create_stream(&name, StreamSettings::default(), false).await;
+    made.map_err(|error| Failure::trouble("making a stream", error))
+}
+
+/// A deletion has room on a full disk, and is one.
+async fn remove(client: &Client, stream: &StreamDescription) -> Result<(), Failure> {
+    let removed = client.remove_stream(stream.id).await;
+    removed.map_err(|error| Failure::Violation(format!("a full disk refused a deletion: {error}")))?;
+    match client.stream_info(&stream.name).await {
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
+        other => Err(Failure::Violation(format!("a removed stream is still there: {other:?}"))),
     }
 }
 

@@ -26,6 +26,19 @@ const BLOCK_BYTES: u64 = 4_096;
 /// More records than fit the block that was in use already.
 const RECEIPTS_MAX: u64 = 1_000;
 
+/// Disks that may have had a free page left.
+const LIARS_MAX: u64 = 20;
+
+/// What became of the writes to a full disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// All of them failed, each time.
+    Failed,
+    /// A page found room. The next write began in it, and of such a one the loop device calls all pages good although the
+    /// others found none: a disk that says it has what it has not, and against that there is nothing that a broker can do.
+    TookSome,
+}
+
 /// The plan of a run.
 #[derive(Debug, Clone)]
 pub struct BrokenDiskRun {
@@ -43,32 +56,46 @@ impl BrokenDiskRun {
     ///
     /// The first broken promise, or what kept the run from going on.
     pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
-        // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
-        let mut disk = BrokenDisk::make(folder)?;
         let mut figures = Figures::default();
-        let ended = timeout(self.deadline, self.run_to_end(folder, &mut disk, &mut figures)).await;
-        let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
-        match ended {
-            Ok(()) => Ok(figures),
-            Err(failure) => Err(failure.at(format_args!("cycle {}", figures.cycles))),
+        for number in 1..=LIARS_MAX {
+            let folder = folder.join(format!("disk-{number}"));
+            fs::create_dir(&folder).map_err(|error| Failure::trouble(folder.display(), error))?;
+            // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
+            let mut disk = BrokenDisk::make(&folder)?;
+            let ended = timeout(self.deadline, self.run_to_end(&folder, &mut disk, &mut figures)).await;
+            let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
+            match ended {
+                Ok(Disk::Failed) => return Ok(figures),
+                Ok(Disk::TookSome) => {
+                    println!("cycle {}: the disk took some writes; on with a new one", figures.cycles)
+                }
+                Err(failure) => return Err(failure.at(format_args!("cycle {}", figures.cycles))),
+            }
         }
+        Err(Failure::Trouble(format!("{LIARS_MAX} disks took writes that they had no room for")))
     }
 
-    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk, figures: &mut Figures) -> Result<(), Failure> {
+    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk, figures: &mut Figures) -> Result<Disk, Failure> {
         let data = disk.mount.path().join("data");
         let mut serve = Serve { sabotage: self.sabotage.clone(), http: true, data, ..Serve::below(folder) };
         let mut broker = serve.start().await?;
         make_streams(&broker.client().await?).await?;
         let board = Arc::new(Board::new(self.seed, STREAMS.len()));
-        for cycle in 1..=self.cycles {
-            figures.cycles = cycle;
+        while figures.cycles < self.cycles {
+            figures.cycles += 1;
             let load = Load::start(&board, &broker.address());
             board.wait_for_receipts(1).await?;
             // Sessions are open, and nothing is under way.
             board.quiet().await?;
             disk.fill(&serve.data)?;
+            let before = board.sum(Ledger::receipts);
             board.pause(false);
             self.wait_for_poison(&broker, &board).await?;
+            if self.sabotage.is_none() && board.sum(Ledger::receipts) > before {
+                broker.kill().await?;
+                load.abort().await;
+                return Ok(Disk::TookSome);
+            }
             broker.kill().await?;
             load.abort().await;
             figures.kills += 1;
@@ -87,7 +114,7 @@ impl BrokenDiskRun {
         figures.receipts = board.sum(Ledger::receipts);
         figures.duplicates = board.sum(Ledger::duplicates);
         stop(broker, &serve).await?;
-        Ok(())
+        Ok(Disk::Failed)
     }
 
     /// Waits until the broker refuses to write. A deliberate defect may keep it from noticing.
