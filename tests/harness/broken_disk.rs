@@ -18,26 +18,17 @@ use super::ledger::Ledger;
 use super::life::refuses_to_be_ready;
 use super::load::{Load, STREAMS, check, make_streams};
 use super::mount::{FileSystem, Mount, output_of};
+use super::random::Random;
 
 const MEMORY_BYTES: u64 = 384 << 20;
 const IMAGE_BYTES: u64 = 320 << 20;
 const BLOCK_BYTES: u64 = 4_096;
 
-/// More records than fit the block that was in use already.
+/// More records than fit the blocks that the disk still takes.
 const RECEIPTS_MAX: u64 = 1_000;
 
-/// Disks that may have had a free page left.
-const LIARS_MAX: u64 = 20;
-
-/// What became of the writes to a full disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disk {
-    /// All of them failed, each time.
-    Failed,
-    /// A page found room. The next write began in it, and of such a one the loop device calls all pages good although the
-    /// others found none: a disk that says it has what it has not, and against that there is nothing that a broker can do.
-    TookSome,
-}
+/// Blocks that the full disk still takes at most, before it fails: how many is drawn in each cycle.
+const BLOCKS_LEFT_MAX: u64 = 40;
 
 /// The plan of a run.
 #[derive(Debug, Clone)]
@@ -56,26 +47,19 @@ impl BrokenDiskRun {
     ///
     /// The first broken promise, or what kept the run from going on.
     pub async fn run(&self, folder: &Path) -> Result<Figures, Failure> {
+        // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
+        let mut disk = BrokenDisk::make(folder)?;
         let mut figures = Figures::default();
-        for number in 1..=LIARS_MAX {
-            let folder = folder.join(format!("disk-{number}"));
-            fs::create_dir(&folder).map_err(|error| Failure::trouble(folder.display(), error))?;
-            // Made here, so that the broker inside is gone when it is unmounted, whatever happens.
-            let mut disk = BrokenDisk::make(&folder)?;
-            let ended = timeout(self.deadline, self.run_to_end(&folder, &mut disk, &mut figures)).await;
-            let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
-            match ended {
-                Ok(Disk::Failed) => return Ok(figures),
-                Ok(Disk::TookSome) => {
-                    println!("cycle {}: the disk took some writes; on with a new one", figures.cycles)
-                }
-                Err(failure) => return Err(failure.at(format_args!("cycle {}", figures.cycles))),
-            }
+        let ended = timeout(self.deadline, self.run_to_end(folder, &mut disk, &mut figures)).await;
+        let ended = ended.unwrap_or_else(|_| Err(Failure::Trouble(format!("not done within {:?}", self.deadline))));
+        match ended {
+            Ok(()) => Ok(figures),
+            Err(failure) => Err(failure.at(format_args!("cycle {}", figures.cycles))),
         }
-        Err(Failure::Trouble(format!("{LIARS_MAX} disks took writes that they had no room for")))
     }
 
-    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk, figures: &mut Figures) -> Result<Disk, Failure> {
+    async fn run_to_end(&self, folder: &Path, disk: &mut BrokenDisk, figures: &mut Figures) -> Result<(), Failure> {
+        let mut random = Random::new(self.seed);
         let data = disk.mount.path().join("data");
         let mut serve = Serve { sabotage: self.sabotage.clone(), http: true, data, ..Serve::below(folder) };
         let mut broker = serve.start().await?;
@@ -87,15 +71,9 @@ impl BrokenDiskRun {
             board.wait_for_receipts(1).await?;
             // Sessions are open, and nothing is under way.
             board.quiet().await?;
-            disk.fill(&serve.data)?;
-            let before = board.sum(Ledger::receipts);
+            disk.fill(&serve.data, random.below(BLOCKS_LEFT_MAX + 1))?;
             board.pause(false);
             self.wait_for_poison(&broker, &board).await?;
-            if self.sabotage.is_none() && board.sum(Ledger::receipts) > before {
-                broker.kill().await?;
-                load.abort().await;
-                return Ok(Disk::TookSome);
-            }
             broker.kill().await?;
             load.abort().await;
             figures.kills += 1;
@@ -107,14 +85,14 @@ impl BrokenDiskRun {
             check(&broker.client().await?, &board).await?;
             stop(broker, &serve).await?;
             // Only what reached the disk is there now.
-            disk.mount.mount_again()?;
+            disk.mount_again()?;
             broker = serve.start().await?;
             figures.records = check(&broker.client().await?, &board).await?.iter().sum();
         }
         figures.receipts = board.sum(Ledger::receipts);
         figures.duplicates = board.sum(Ledger::duplicates);
         stop(broker, &serve).await?;
-        Ok(Disk::Failed)
+        Ok(())
     }
 
     /// Waits until the broker refuses to write. A deliberate defect may keep it from noticing.
@@ -133,7 +111,8 @@ impl BrokenDiskRun {
 /// See the module.
 #[derive(Debug)]
 struct BrokenDisk {
-    // Unmounted first.
+    // In this order: the limit is lifted while the device is there, and the image is unmounted before the memory it lies in.
+    whole_writes: Option<WholeWrites>,
     mount: Mount,
     image: PathBuf,
     filler: PathBuf,
@@ -148,13 +127,13 @@ impl BrokenDisk {
         // Without a journal, whose blocks would fail as well and end the file system instead of a file.
         let words = ["-b", "4096", "-O", "^has_journal", "-E", "lazy_itable_init=0"];
         let mount = Mount::image(&image, IMAGE_BYTES, &folder.join("disk"), FileSystem::Ext4, &words)?;
-        Ok(Self { mount, image, filler: point.join("filler"), _memory: memory })
+        let whole_writes = Some(WholeWrites::only(&mount)?);
+        Ok(Self { whole_writes, mount, image, filler: point.join("filler"), _memory: memory })
     }
 
-    /// Takes the memory away from the blocks of the active segment that hold nothing yet, and gives it to another file:
-    /// whatever is written there from now on has nowhere to go. The block with the log's end goes too: the page cache has
-    /// it, and a loop device calls a write good of which the first page found room and the rest did not.
-    fn fill(&self, data: &Path) -> Result<(), Failure> {
+    /// Takes the memory away from the blocks of the active segment that hold nothing yet, and gives all but `blocks_left`
+    /// blocks of it to another file: what is written there from now on soon has nowhere to go.
+    fn fill(&self, data: &Path, blocks_left: u64) -> Result<(), Failure> {
         let image = File::options().write(true).open(&self.image);
         let image = image.map_err(|error| Failure::trouble(self.image.display(), error))?;
         let entries = fs::read_dir(data).map_err(|error| Failure::trouble(data.display(), error))?;
@@ -163,8 +142,15 @@ impl BrokenDisk {
             names.filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"segment-")));
         let active = segments.max().ok_or_else(|| Failure::violation("there is no segment"))?;
         punch_from_end(&active, &image).map_err(|error| Failure::trouble(active.display(), error))??;
-        let filled = File::create(&self.filler).and_then(|filler| fill_up(&filler));
+        let filled = File::create(&self.filler).and_then(|filler| fill_up(&filler, blocks_left));
         filled.map_err(|error| Failure::trouble(self.filler.display(), error))
+    }
+
+    fn mount_again(&mut self) -> Result<(), Failure> {
+        self.whole_writes = None;
+        self.mount.mount_again()?;
+        self.whole_writes = Some(WholeWrites::only(&self.mount)?);
+        Ok(())
     }
 
     fn empty(&self) -> Result<(), Failure> {
@@ -172,8 +158,44 @@ impl BrokenDisk {
     }
 }
 
-/// Takes the last free page too.
-fn fill_up(mut filler: &File) -> std::io::Result<()> {
+/// Has the loop device below a mount ask for one block at a time.
+///
+/// It calls a write good of which only the beginning found room (`lo_complete_rq` in Linux's `drivers/block/loop.c` looks at
+/// the length for reads only): of 17 blocks with room for one, fdatasync says that all are there. So a device that takes a
+/// request of many blocks would be one that lies, and against that there is nothing that a broker can do; one that takes
+/// single blocks fails, as a disk does.
+#[derive(Debug)]
+struct WholeWrites {
+    limit: PathBuf,
+    before: String,
+}
+
+impl WholeWrites {
+    fn only(mount: &Mount) -> Result<Self, Failure> {
+        let told = output_of("findmnt", &["-n".as_ref(), "-o".as_ref(), "SOURCE".as_ref(), mount.path().as_os_str()])?;
+        let device = told.trim().strip_prefix("/dev/");
+        let device = device.ok_or_else(|| Failure::trouble("findmnt", format!("{told:?} is no device")))?;
+        let limit = PathBuf::from(format!("/sys/block/{device}/queue/max_sectors_kb"));
+        let set = fs::read_to_string(&limit).and_then(|before| {
+            fs::write(&limit, (BLOCK_BYTES / 1_024).to_string())?;
+            Ok(before)
+        });
+        let before = set.map_err(|error| Failure::trouble(limit.display(), error))?;
+        Ok(Self { limit, before })
+    }
+}
+
+impl Drop for WholeWrites {
+    fn drop(&mut self) {
+        // The device keeps its limit when it is let go, and whoever takes it next would be slow.
+        if let Err(error) = fs::write(&self.limit, &self.before) {
+            eprintln!("{} is left as it is: {error}", self.limit.display());
+        }
+    }
+}
+
+/// Takes every free block but so many.
+fn fill_up(mut filler: &File, blocks_left: u64) -> std::io::Result<()> {
     let block = vec![0xff; 1 << 20];
     for piece in [&block[..], &block[..BLOCK_BYTES as usize]] {
         loop {
@@ -184,7 +206,8 @@ fn fill_up(mut filler: &File) -> std::io::Result<()> {
             }
         }
     }
-    Ok(())
+    let taken = filler.metadata()?.len();
+    filler.set_len(taken.saturating_sub(blocks_left * BLOCK_BYTES))
 }
 
 fn punch_from_end(path: &Path, image: &File) -> std::io::Result<Result<(), Failure>> {
