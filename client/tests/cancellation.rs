@@ -117,6 +117,7 @@ async fn a_number_whose_send_was_dropped_can_be_given_again() {
             for number in 1..=10_u64 {
                 let sequence = Sequence::new(number);
                 while poll_times(polls, publisher.send_at(sequence, Record::new(number.to_string()))).await.is_none() {
+                    // On the paused clock: the client's tasks run until they too wait for it.
                     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
                 }
             }
@@ -178,6 +179,7 @@ async fn a_reader_whose_next_batch_is_dropped_misses_and_repeats_nothing() {
                 Some(event) => event.unwrap(),
                 None => {
                     given_up += 1;
+                    // As above.
                     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
                     continue;
                 }
