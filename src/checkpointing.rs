@@ -140,12 +140,12 @@ impl Checkpointing {
         let (sender, outcome) = sync_channel(1);
         self.saving = Some(Saving { mark: stamp.mark, keys, outcome });
         if !self.has_threads {
-            let saved = store.save(&save);
+            let saved = store.save(save);
             let _ = sender.send((store, saved));
             return;
         }
         let thread = std::thread::Builder::new().name("tidelog-save".to_owned()).spawn(move || {
-            let saved = store.save(&save);
+            let saved = store.save(save);
             // The broker may be gone.
             let _ = sender.send((store, saved));
         });

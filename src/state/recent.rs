@@ -7,8 +7,8 @@ use tidelog_protocol::{BatchHeader, Offset, ProducerId, StreamId};
 
 use super::change::BatchAppended;
 
-/// Batches remembered, of all producers together: some 6 MiB, and 64 full windows of 1,024 batches.
-pub(super) const RECENT_BATCHES_MAX: usize = 65_536;
+/// Batches remembered, of all producers together: some 3 MiB, and 32 windows of 1,024 batches.
+pub(super) const RECENT_BATCHES_MAX: usize = 32_768;
 
 /// A stored batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +35,15 @@ impl RecentBatches {
         let recent =
             RecentBatch { number: self.count, header: batch.header, base_offset: batch.base_offset, skip: batch.skip };
         self.count += 1;
+        // First, since a full queue would double its room for the one that is too many.
+        if self.order.len() >= RECENT_BATCHES_MAX {
+            self.forget_oldest();
+        }
         self.put(batch.producer, recent);
-        if self.order.len() > RECENT_BATCHES_MAX
-            && let Some((_, oldest)) = self.order.pop_front()
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.order.pop_front()
             && let Some(batches) = self.by_key.get_mut(&oldest)
         {
             batches.pop_front();

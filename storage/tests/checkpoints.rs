@@ -389,7 +389,7 @@ fn a_save_that_hangs_panics_or_dies_half_way_leaves_the_one_before() {
     };
     let before = stored(folder.path());
     let save = CheckpointSave { stamp: running.log.stamp, builds_on: None, changes: vec![(vec![1], Some(vec![2]))] };
-    let panicked = store(folder.path()).with_before_open(Arc::new(|| panic!("no room"))).save(&save);
+    let panicked = store(folder.path()).with_before_open(Arc::new(|| panic!("no room"))).save(save.clone());
     assert!(matches!(&panicked, Err(SaveError::Failed(text)) if text.contains("no room")), "{panicked:?}");
     // What the panic left in the middle is not looked at.
     assert!(folder.path().join("checkpoint/new").exists());
@@ -400,7 +400,7 @@ fn a_save_that_hangs_panics_or_dies_half_way_leaves_the_one_before() {
     let hangs = store(folder.path())
         .with_limits(Duration::from_secs(30), Duration::from_millis(100))
         .with_before_open(Arc::new(move || assert!(held.lock().unwrap().recv().is_err())))
-        .save(&save);
+        .save(save);
     assert!(matches!(hangs, Err(SaveError::Failed(_))), "{hangs:?}");
     fs::create_dir_all(folder.path().join("checkpoint/new/sled")).unwrap();
     fs::write(folder.path().join("checkpoint/new/sled/db"), b"half").unwrap();
@@ -425,7 +425,7 @@ fn changes_are_made_to_the_checkpoint_they_are_meant_for_or_not_at_all() {
         let copy = copy_of(folder.path());
         let mut checkpoints = store(copy.path()).with_slack_bytes(slack_bytes);
         let save = CheckpointSave { stamp, builds_on: Some(found.stamp.mark), changes: changes.clone() };
-        checkpoints.save(&save).unwrap();
+        checkpoints.save(save).unwrap();
         let mut expected = found.pairs.clone();
         expected.remove(&key);
         expected.insert(vec![9; 8], vec![7; 16]);
@@ -436,11 +436,11 @@ fn changes_are_made_to_the_checkpoint_they_are_meant_for_or_not_at_all() {
     let (other, _) = written(29);
     let foreign = store(other.path()).load().unwrap().unwrap().stamp.mark;
     let save = CheckpointSave { stamp, builds_on: Some(foreign), changes: changes.clone() };
-    assert!(matches!(checkpoints.save(&save), Err(SaveError::NothingToBuildOn(_))));
+    assert!(matches!(checkpoints.save(save.clone()), Err(SaveError::NothingToBuildOn(_))));
     fs::remove_dir_all(folder.path().join("checkpoint")).unwrap();
     let save = CheckpointSave { builds_on: Some(found.stamp.mark), ..save };
-    assert!(matches!(checkpoints.save(&save), Err(SaveError::NothingToBuildOn(_))));
+    assert!(matches!(checkpoints.save(save.clone()), Err(SaveError::NothingToBuildOn(_))));
     let save = CheckpointSave { builds_on: None, ..save };
-    checkpoints.save(&save).unwrap();
+    checkpoints.save(save).unwrap();
     assert_eq!(checkpoints.load().unwrap().unwrap().pairs.len(), 1);
 }

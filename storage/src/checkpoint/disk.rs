@@ -155,7 +155,7 @@ impl DiskCheckpoints {
         contents?.check().map(Some).map_err(LoadError::Odd)
     }
 
-    fn save_now(&self, save: &CheckpointSave) -> Result<(), SaveError> {
+    fn save_now(&self, save: CheckpointSave) -> Result<(), SaveError> {
         let failed = |error: io::Error| SaveError::Failed(format!("{}: {error}", self.home().display()));
         match make_folder(&self.home()) {
             Ok(()) => sync_folder(&self.folder).map_err(failed)?,
@@ -181,7 +181,7 @@ impl DiskCheckpoints {
         Ok(())
     }
 
-    fn make(&self, save: &CheckpointSave, newest: Option<u64>, copy: &Path) -> Result<(), SaveError> {
+    fn make(&self, save: CheckpointSave, newest: Option<u64>, copy: &Path) -> Result<(), SaveError> {
         let failed = |error: io::Error| SaveError::Failed(format!("{}: {error}", copy.display()));
         let place = copy.join(SLED);
         let mut kept = CheckpointPairs::new();
@@ -217,18 +217,18 @@ impl DiskCheckpoints {
     }
 
     /// Makes the changes and stamps them, in one batch.
-    fn change(&self, db: sled::Db, mut head: Head, save: &CheckpointSave, place: &Path) -> Result<(), SaveError> {
+    fn change(&self, db: sled::Db, mut head: Head, save: CheckpointSave, place: &Path) -> Result<(), SaveError> {
         let failed = |error: sled::Error| SaveError::Failed(format!("sled: {error}"));
         let mut batch = sled::Batch::default();
-        for (key, value) in &save.changes {
-            let stored = stored_key(key);
+        for (key, value) in save.changes {
+            let stored = stored_key(&key);
             if let Some(old) = db.get(&stored).map_err(failed)? {
-                head.count_out(key, &old);
+                head.count_out(&key, &old);
             }
             match value {
                 Some(value) => {
-                    head.count_in(key, value);
-                    batch.insert(stored, value.as_slice());
+                    head.count_in(&key, &value);
+                    batch.insert(stored, value);
                 }
                 None => batch.remove(stored),
             }
@@ -249,9 +249,9 @@ impl CheckpointStore for DiskCheckpoints {
         loaded.unwrap_or_else(|text| Err(LoadError::Odd(text)))
     }
 
-    fn save(&mut self, save: &CheckpointSave) -> Result<(), SaveError> {
-        let (store, save) = (self.clone(), save.clone());
-        let saved = run_guarded("writing the checkpoint", self.save_limit, move || store.save_now(&save));
+    fn save(&mut self, save: CheckpointSave) -> Result<(), SaveError> {
+        let store = self.clone();
+        let saved = run_guarded("writing the checkpoint", self.save_limit, move || store.save_now(save));
         saved.unwrap_or_else(|text| Err(SaveError::Failed(text)))
     }
 

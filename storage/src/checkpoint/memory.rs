@@ -121,7 +121,7 @@ impl CheckpointStore for MemoryCheckpoints {
         newest.map(|contents| contents.check().map_err(LoadError::Odd)).transpose()
     }
 
-    fn save(&mut self, save: &CheckpointSave) -> Result<(), SaveError> {
+    fn save(&mut self, save: CheckpointSave) -> Result<(), SaveError> {
         let mut kept = self.kept();
         if kept.fails {
             return Err(SaveError::Failed("the memory is full".to_owned()));
@@ -135,13 +135,13 @@ impl CheckpointStore for MemoryCheckpoints {
         };
         let mut contents =
             before.unwrap_or_else(|| Contents { head: Head::empty(save.stamp), pairs: Default::default() });
-        for (key, value) in &save.changes {
-            if let Some(old) = contents.pairs.remove(key) {
-                contents.head.count_out(key, &old);
+        for (key, value) in save.changes {
+            if let Some(old) = contents.pairs.remove(&key) {
+                contents.head.count_out(&key, &old);
             }
             if let Some(value) = value {
-                contents.head.count_in(key, value);
-                contents.pairs.insert(key.clone(), value.clone());
+                contents.head.count_in(&key, &value);
+                contents.pairs.insert(key, value);
             }
         }
         contents.head.stamp = save.stamp;

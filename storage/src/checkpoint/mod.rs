@@ -126,7 +126,7 @@ pub trait CheckpointStore: Send + fmt::Debug {
     ///
     /// # Errors
     /// [`SaveError`]; the one before is as it was.
-    fn save(&mut self, save: &CheckpointSave) -> Result<(), SaveError>;
+    fn save(&mut self, save: CheckpointSave) -> Result<(), SaveError>;
 
     /// Moves what is there out of the way, under a name with `label` in it, and never deletes it. Returns the name, `None`
     /// if there was nothing.

@@ -178,7 +178,7 @@ impl Running {
         }
         let changed = std::mem::take(&mut self.changed).into_iter();
         let changes = changed.map(|subject| (subject.to_le_bytes().to_vec(), self.sums.value_of(subject))).collect();
-        checkpoints.save(&CheckpointSave { stamp: self.stamp, builds_on: self.builds_on, changes }).unwrap();
+        checkpoints.save(CheckpointSave { stamp: self.stamp, builds_on: self.builds_on, changes }).unwrap();
         self.builds_on = Some(self.stamp.mark);
     }
 

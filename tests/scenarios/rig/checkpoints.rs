@@ -122,8 +122,8 @@ impl Rig {
         let life = self.life.as_mut().expect("the broker runs");
         let Some(snapshot) = life.sequencer.snapshot(builds_on.is_none()) else { return };
         let save = CheckpointSave { stamp: snapshot.stamp, builds_on, changes: snapshot.values };
-        match self.checkpoints.save(&save) {
-            Ok(()) => self.newest_checkpoint = Some(save.stamp.mark),
+        match self.checkpoints.save(save) {
+            Ok(()) => self.newest_checkpoint = Some(snapshot.stamp.mark),
             Err(error) => {
                 if matches!(error, SaveError::NothingToBuildOn(_)) {
                     self.newest_checkpoint = None;
