@@ -128,9 +128,9 @@ impl Default for BrokerConfig {
             checkpoints: CheckpointChoice::Beside,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
-            memory_budget_bytes: 192 << 20,
-            connections_max: 1_536,
-            handshakes_max: 512,
+            memory_budget_bytes: 128 << 20,
+            connections_max: 1_024,
+            handshakes_max: 256,
             sessions_max: 16_384,
             subscriptions_max: 16_384,
             quic_streams_per_connection_max: 1_024,
@@ -210,7 +210,7 @@ impl TryFrom<BrokerConfig> for CheckedConfig {
 
         let memory = u64::from(config.memory_budget_bytes);
         // The largest frames of a few clients at once, beside the connections themselves.
-        between("memory_budget_bytes", memory, MEMORY_BUDGET_BYTES_MIN.max(8 * largest_batch), u64::from(u32::MAX))?;
+        between("memory_budget_bytes", memory, MEMORY_BUDGET_BYTES_MIN.max(4 * largest_batch), u64::from(u32::MAX))?;
         let peers_max = memory / 2 / u64::from(CONNECTION_BYTES);
         between("handshakes_max", wide(config.handshakes_max), 1, peers_max - 1)?;
         let connections_ceiling = CONNECTIONS_MAX_CEILING.min(peers_max - wide(config.handshakes_max));

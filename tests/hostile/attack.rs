@@ -1,5 +1,6 @@
 //! An independent QUIC client attacks while honest ones publish and read.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -81,9 +82,14 @@ pub(crate) async fn run() -> Result<(), Failure> {
 }
 
 async fn attacked(folder: &RunFolder, seconds: u64, seed: u64) -> Result<(), Failure> {
-    // The attackers' silence is noticed soon, so that the end can be seen.
-    let settings =
-        Settings { data: Some(data_below(folder.path())), idle_timeout_ms: Some(10_000), ..Settings::default() };
+    let settings = Settings {
+        data: Some(data_below(folder.path())),
+        // The attackers' silence is noticed soon, so that the end can be seen.
+        idle_timeout_ms: Some(10_000),
+        // The first checkpoint, whose threads stay, is made before anything is measured.
+        checkpoint_bytes: Some(1 << 20),
+        ..Settings::default()
+    };
     let broker = ChildBroker::start(&settings)?;
     let client = broker.client().await?;
     let backlog = client
@@ -97,6 +103,7 @@ async fn attacked(folder: &RunFolder, seconds: u64, seed: u64) -> Result<(), Fai
     let publishing = tokio::spawn(publish(broker.client().await?, Arc::clone(&honest)));
     let reading = tokio::spawn(follow(broker.client().await?, Arc::clone(&honest)));
     sleep(BEFORE).await;
+    wait_for_checkpoint(folder).await?;
     let (before, segments_before) = (broker.usage()?, segments(folder)?);
     let records_before = honest.published.load(Ordering::Relaxed);
 
@@ -220,6 +227,20 @@ async fn attack(
         return Err(Failure::Trouble(format!("the attack was none, without {none}: {told}")));
     }
     Ok(wave)
+}
+
+/// Waits until there is a checkpoint, which the backlog is long enough for.
+async fn wait_for_checkpoint(folder: &RunFolder) -> Result<(), Failure> {
+    let checkpoints = data_below(folder.path()).join("checkpoint");
+    let is_whole = |name: &OsStr| name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
+    let made = async {
+        while !std::fs::read_dir(&checkpoints)
+            .is_ok_and(|mut found| found.any(|entry| entry.is_ok_and(|entry| is_whole(&entry.file_name()))))
+        {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SERVED_WITHIN, made).await.map_err(|_| Failure::violation("no checkpoint is made"))
 }
 
 /// Waits until only the honest publisher, the follower and the client that made the streams are there.

@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) idle_timeout_ms: Option<u64>,
     pub(crate) streams_max: Option<u64>,
     pub(crate) memory_budget_bytes: Option<u32>,
+    pub(crate) checkpoint_bytes: Option<u64>,
 }
 
 /// What the child says once it is ready.
@@ -58,6 +59,9 @@ pub(crate) fn serve(settings: &Settings) -> ExitCode {
     }
     if let Some(bytes) = settings.memory_budget_bytes {
         config.memory_budget_bytes = bytes;
+    }
+    if let Some(bytes) = settings.checkpoint_bytes {
+        config.checkpoint_bytes = bytes;
     }
     let broker = Broker::start(config).expect("the broker starts");
     let ready = Ready { address: broker.address(), http: broker.http_addr().expect("it has a monitor") };
