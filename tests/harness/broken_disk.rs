@@ -18,6 +18,7 @@ use super::ledger::Ledger;
 use super::life::refuses_to_be_ready;
 use super::load::{Load, STREAMS, check, make_streams};
 use super::mount::{FileSystem, Mount, output_of};
+use super::pause::{pause, wake};
 use super::random::Random;
 
 const MEMORY_BYTES: u64 = 384 << 20;
@@ -69,9 +70,11 @@ impl BrokenDiskRun {
             figures.cycles += 1;
             let load = Load::start(&board, &broker.address());
             board.wait_for_receipts(1).await?;
-            // Sessions are open, and nothing is under way.
             board.quiet().await?;
+            // A producer that has not begun yet may still open its session. What is durable by then must stay so.
+            pause(broker.pid()).await?;
             disk.fill(&serve.data, random.below(BLOCKS_LEFT_MAX + 1))?;
+            wake(broker.pid())?;
             board.pause(false);
             self.wait_for_poison(&broker, &board).await?;
             broker.kill().await?;
@@ -211,16 +214,16 @@ fn fill_up(mut filler: &File, blocks_left: u64) -> std::io::Result<()> {
 }
 
 fn punch_from_end(path: &Path, image: &File) -> std::io::Result<Result<(), Failure>> {
-    // Anything that is still under way to the disk would come back.
+    // What is in the page cache only would be lost with the block that it belongs in, or bring it back.
     File::open(path)?.sync_all()?;
     let told = match output_of("filefrag", &["-v".as_ref(), "-b4096".as_ref(), path.as_os_str()]) {
         Ok(told) => told,
         Err(failure) => return Ok(Err(failure)),
     };
-    let end = fs::read(path)?.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
+    let used = fs::read(path)?.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 / BLOCK_BYTES + 1);
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     for (logical, physical, count) in told.lines().filter_map(extent) {
-        let kept = (end / BLOCK_BYTES).saturating_sub(logical).min(count);
+        let kept = used.saturating_sub(logical).min(count);
         if kept < count {
             fallocate(image, flags, (physical + kept) * BLOCK_BYTES, (count - kept) * BLOCK_BYTES)?;
         }

@@ -259,8 +259,13 @@ impl Broker {
 
     /// Sends a signal and goes on.
     pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("a child can be signalled");
+    }
+
+    /// Its process, which no other can be as long as this value lives.
+    pub fn pid(&self) -> Pid {
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        kill_process(pid.expect("it runs"), signal).expect("a child can be signalled");
+        pid.expect("it runs")
     }
 
     /// SIGTERM, and waits for the end.

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod life;
 pub mod load;
 pub mod mount;
+pub mod pause;
 pub mod payload;
 pub mod power_run;
 pub mod producer;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 use serde_json::Value;
 use tidelog_client::{Client, Error, Producer, Publisher, ReaderEvent};
 use tidelog_protocol::{ProducerName, StreamName};
@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::broker::{Broker, Serve, connect};
 use super::failure::Failure;
 use super::folder::RunFolder;
+use super::pause::{pause, wake};
 use super::random::Random;
 use super::udp_proxy::{Line, UdpProxy, Weather};
 
@@ -259,18 +260,11 @@ impl Zombie {
     }
 
     async fn pause(&self) -> Result<(), Failure> {
-        kill_process(self.pid, Signal::STOP).map_err(|error| Failure::trouble("pausing", error))?;
-        let stat = format!("/proc/{}/stat", self.pid.as_raw_pid());
-        wait_for(|| {
-            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|behind_name| behind_name.starts_with('T'))
-        })
-        .await;
-        Ok(())
+        pause(self.pid).await
     }
 
     fn wake(&self) -> Result<(), Failure> {
-        kill_process(self.pid, Signal::CONT).map_err(|error| Failure::trouble("waking", error))
+        wake(self.pid)
     }
 
     /// Waits for its end, which must be that of one that was taken over, and gives all of its receipts.
