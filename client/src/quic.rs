@@ -13,10 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, ReadError, RecvStream, SendStream,
-    TokioRuntime, TransportConfig, TransportErrorCode, VarInt, WriteError,
+    AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ReadError, RecvStream,
+    SendStream, TokioRuntime, TransportConfig, TransportErrorCode, VarInt, WriteError,
 };
-use tidelog_protocol::{BoxFuture, CloseCode, Connection, Connector, Duplex, ReceiveHalf, SendHalf, TransportError};
+use tidelog_protocol::{
+    BoxFuture, CloseCode, Connection, Connector, Duplex, ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
+};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -137,7 +139,16 @@ impl fmt::Debug for QuicConnector {
     }
 }
 
+/// Takes payloads as large as are asked for; both ends must say so, or nothing comes of it.
+fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).expect("it is within what QUIC allows");
+    config
+}
+
 fn transport_config() -> TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(UDP_PAYLOAD_BYTES_MAX);
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
@@ -149,7 +160,8 @@ fn transport_config() -> TransportConfig {
         // Brokers open no QUIC streams and send no datagrams.
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery));
     transport
 }
 
@@ -163,7 +175,7 @@ async fn connect_one(
     let socket = ConnectedSocket::new(remote).map_err(|error| unreachable(format!("no socket: {error}")))?;
     let socket = Arc::new(socket);
     let endpoint = Endpoint::new_with_abstract_socket(
-        EndpointConfig::default(),
+        endpoint_config(),
         None,
         Arc::clone(&socket) as Arc<dyn AsyncUdpSocket>,
         Arc::new(TokioRuntime),

@@ -58,6 +58,10 @@ pub const LIST_ITEMS_MAX: u32 = 128;
 /// Bytes of batches that a client keeps unanswered unless told otherwise: bandwidth times delay of 1 GB/s and 4 ms.
 pub const CLIENT_WINDOW_BYTES_DEFAULT: u32 = 4 << 20;
 
+/// Bytes of the largest UDP payload that both sides offer; the path decides by probing what is used, from 1,200 on.
+/// Loopback takes 64 KiB, but ten such segments, as many as quinn gives to the kernel at once, must fit 64 KiB.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6_000;
+
 /// Bytes of a name.
 pub const NAME_BYTES_MAX: usize = 255;
 

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, VarInt};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
-use tidelog_protocol::{ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError};
+use tidelog_protocol::{
+    ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
+};
 
 use crate::config::CheckedConfig;
 use crate::counters::{Counters, HandshakeFailure};
@@ -220,11 +222,15 @@ fn endpoint_config(reset_key: ring::hmac::Key) -> EndpointConfig {
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)))
-        .min_reset_interval(RESET_INTERVAL);
+        .min_reset_interval(RESET_INTERVAL)
+        .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
+        .expect("it is within what QUIC allows");
     config
 }
 
 fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(UDP_PAYLOAD_BYTES_MAX);
     let mut transport = quinn::TransportConfig::default();
     let idle = u32::try_from(config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
     transport
@@ -234,7 +240,8 @@ fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
         .stream_receive_window(VarInt::from_u32(config.quic_stream_receive_window_bytes))
         .send_window(u64::from(WINDOW_BYTES))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery));
     transport
 }
 
