@@ -21,6 +21,7 @@ use crate::engine::{Driver, Engine, EngineStart};
 use crate::monitor_link::MonitorLink;
 use crate::report;
 use crate::sequencer::{Sequencer, SequencerStart};
+use crate::server::measure::SyncMeter;
 use crate::server::peers::Peers;
 use crate::state::{self, ReplayError, State};
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker, Shell};
@@ -199,9 +200,12 @@ impl Assembly {
             sabotages: *sabotages,
         });
         sequencer.set_durable_stamp(log.stamp);
+        let has_disk = medium.is_persistent() && matches!(shell, Shell::Threads);
+        let syncs = SyncMeter::new(has_disk.then(|| Arc::clone(&medium)), Arc::clone(clock), Arc::clone(counters));
         let engine = Rc::new(Engine::new(EngineStart {
             sequencer,
             reads,
+            syncs,
             counters: Arc::clone(counters),
             limits: config.limits.clone(),
             peers,
@@ -250,7 +254,7 @@ impl Assembly {
         let is_poisoned = engine.sequencer.borrow().is_poisoned();
         driver.stop(&engine, !is_poisoned);
         match Rc::try_unwrap(engine) {
-            Ok(engine) => engine.stop(),
+            Ok(engine) => engine.stop(!is_poisoned),
             Err(_) => tracing::error!("a session has outlived the broker"),
         }
         drop(lock);

@@ -212,6 +212,8 @@ pub struct Counters {
     pub subscriptions: Level,
     /// QUIC streams that clients have open now, control streams aside.
     pub quic_streams: Level,
+    /// Measurements of the machine that run now: syncs, echoes, sinks and sources.
+    pub measurements: Level,
     /// The memory that peers may make the broker hold, in bytes.
     pub memory_budget_bytes: Level,
     /// What of it is taken.
@@ -280,6 +282,7 @@ impl Counters {
             sessions: Level::default(),
             subscriptions: Level::default(),
             quic_streams: Level::default(),
+            measurements: Level::default(),
             memory_budget_bytes: Level::default(),
             memory_used_bytes: Level::default(),
             memory_waits: Count::default(),

@@ -19,6 +19,7 @@ use crate::events::{Event, LogOutcome};
 use crate::live::Hub;
 use crate::monitor_link::MonitorLink;
 use crate::sequencer::{Now, Sequencer, SessionKey, Step, Supply};
+use crate::server::measure::SyncMeter;
 use crate::server::peers::Peers;
 use crate::state::Grant;
 use crate::workers::{HousekeepingWorker, LogWorker, ReadWorker};
@@ -46,6 +47,7 @@ pub(crate) struct Engine {
     pub(crate) sequencer: RefCell<Sequencer>,
     pub(crate) hub: RefCell<Hub>,
     pub(crate) reads: ReadWorker,
+    pub(crate) syncs: SyncMeter,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
     pub(crate) peers: Arc<Peers>,
@@ -69,6 +71,7 @@ pub(crate) struct Engine {
 pub(crate) struct EngineStart {
     pub(crate) sequencer: Sequencer,
     pub(crate) reads: ReadWorker,
+    pub(crate) syncs: SyncMeter,
     pub(crate) counters: Arc<Counters>,
     pub(crate) limits: Limits,
     pub(crate) peers: Arc<Peers>,
@@ -87,6 +90,7 @@ impl Engine {
             sequencer: RefCell::new(start.sequencer),
             hub: RefCell::default(),
             reads: start.reads,
+            syncs: start.syncs,
             counters: start.counters,
             limits: start.limits,
             peers: start.peers,
@@ -141,9 +145,10 @@ impl Engine {
         self.is_stopping.set(true);
     }
 
-    /// Ends the threads that it shares with nobody.
-    pub(crate) fn stop(self) {
+    /// Ends the threads that it shares with nobody. With `waits` false one that hangs in a sync is left behind.
+    pub(crate) fn stop(self, waits: bool) {
         self.reads.stop();
+        self.syncs.stop(waits);
     }
 
     fn has_room(&self) -> bool {

@@ -47,6 +47,11 @@ impl Channel {
     /// Sends the request that gives a new QUIC stream its purpose and waits for the answer.
     pub(crate) async fn begin(&mut self, request: Request) -> Result<Response, Error> {
         self.write_json(FrameKind::Request, &RequestFrame { id: 0, request }).await?;
+        self.response().await
+    }
+
+    /// The answer to that request, and to one that has a second.
+    pub(crate) async fn response(&mut self) -> Result<Response, Error> {
         let frame = self.incoming.next().await?;
         match frame.kind {
             FrameKind::Response => match decode_json::<ResponseFrame>(frame.kind, &frame.body)?.result {
@@ -69,6 +74,16 @@ impl Drop for Channel {
 impl Incoming {
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.decoder.set_limits(limits);
+    }
+
+    /// What comes behind the frames so far, for a QUIC stream that carries bytes from there on.
+    pub(crate) fn raw(&mut self) -> &mut dyn ReceiveHalf {
+        self.receive.as_mut()
+    }
+
+    /// Bytes that have come and are no part of any frame so far.
+    pub(crate) fn undecoded(&self) -> usize {
+        self.decoder.buffered()
     }
 
     /// The next frame that is already here.

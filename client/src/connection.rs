@@ -18,6 +18,7 @@ use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::events::{ConnectionEvent, ConnectionEvents, EVENTS_MAX};
 use crate::link::Link;
+use crate::measure::Measure;
 use crate::producer::ProducerBuilder;
 use crate::reconnect::reconnect;
 use crate::retry::Backoff;
@@ -270,6 +271,11 @@ impl Client {
         ProducerBuilder::new(self.clone(), None)
     }
 
+    /// Measurements of the broker's machine and of the connection to it.
+    pub fn measure(&self) -> Measure {
+        Measure::new(self.clone())
+    }
+
     /// A reader of one stream.
     pub fn reader(&self, stream: impl Into<StreamTarget>) -> ReaderBuilder {
         ReaderBuilder::new(self.clone(), stream.into())
@@ -465,7 +471,11 @@ const fn may_repeat(request: &Request) -> bool {
         | Request::ListProducers { .. }
         | Request::BrokerStatus
         | Request::AttachProducer { .. }
-        | Request::Subscribe { .. } => true,
+        | Request::Subscribe { .. }
+        | Request::MeasureSync { .. }
+        | Request::Echo
+        | Request::Sink
+        | Request::Source { .. } => true,
     }
 }
 
@@ -480,6 +490,9 @@ pub(crate) fn wrong_answer(op: &str, response: &Response) -> Error {
         Response::Attached => "attached",
         Response::Subscribed { .. } => "subscribed",
         Response::Status(_) => "status",
+        Response::SyncsMeasured { .. } => "syncs_measured",
+        Response::Measuring => "measuring",
+        Response::Sunk { .. } => "sunk",
     };
     Error::protocol(format!("it answered `{op}` with `{kind}`"))
 }

@@ -156,7 +156,12 @@ async fn read_frames(mut receive: Box<dyn ReceiveHalf>) {
         while let Some(Frame { kind, body }) = decoder.next_frame().expect("the broker sends frames") {
             match kind {
                 FrameKind::Welcome => drop(decode_json::<Welcome>(kind, &body).expect("a welcome decodes")),
-                FrameKind::Response => drop(decode_json::<ResponseFrame>(kind, &body).expect("a response decodes")),
+                FrameKind::Response => {
+                    let response = decode_json::<ResponseFrame>(kind, &body).expect("a response decodes");
+                    if response.result == ResponseResult::Ok(Response::Measuring) {
+                        return read_bytes(receive).await;
+                    }
+                }
                 FrameKind::Failure => drop(decode_json::<WireError>(kind, &body).expect("a failure decodes")),
                 FrameKind::Answers => drop(decode_answers(&body).expect("answers decode")),
                 FrameKind::Accepted => drop(decode_accepted(&body).expect("accepted decodes")),
@@ -165,6 +170,14 @@ async fn read_frames(mut receive: Box<dyn ReceiveHalf>) {
                 other => panic!("the broker sends {other:?}"),
             }
         }
+    }
+}
+
+/// Reads what is no frames, and gives it up at some point: a source goes on for long.
+async fn read_bytes(mut receive: Box<dyn ReceiveHalf>) {
+    let mut left: usize = 1 << 20;
+    while let (Ok(Some(chunk)), true) = (read(receive.as_mut(), 64 << 10).await, left > 0) {
+        left = left.saturating_sub(chunk.len());
     }
 }
 

@@ -116,6 +116,27 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// Measures the disk that the log is kept on: appends to a file beside it, each synced before the next. Answer:
+    /// [`Response::SyncsMeasured`]; `busy` while another one is measured.
+    MeasureSync {
+        /// Bytes of each append, 1 to [`MEASURE_APPEND_BYTES_MAX`](crate::MEASURE_APPEND_BYTES_MAX).
+        append_bytes: u32,
+        /// Appends, 1 to [`MEASURE_APPENDS_MAX`](crate::MEASURE_APPENDS_MAX); their bytes together at most
+        /// [`MEASURE_BYTES_MAX`](crate::MEASURE_BYTES_MAX).
+        appends: u32,
+    },
+    /// Opens a QUIC stream on which every byte comes back. Answer: [`Response::Measuring`]; then there are bytes on it and
+    /// no frames. The broker finishes it when the client has.
+    Echo,
+    /// Opens a QUIC stream on which every byte is read and dropped. Answer: [`Response::Measuring`]; then the client sends
+    /// bytes and no frames, and when it has finished it is answered [`Response::Sunk`].
+    Sink,
+    /// Opens a QUIC stream on which bytes come. Answer: [`Response::Measuring`], behind which there are zeros and no
+    /// frames; then the broker finishes it.
+    Source {
+        /// Bytes, at most [`MEASURE_SOURCE_BYTES_MAX`](crate::MEASURE_SOURCE_BYTES_MAX).
+        bytes: u64,
+    },
 }
 
 /// Where a request is allowed.
@@ -141,6 +162,10 @@ impl Request {
         "broker_status",
         "attach_producer",
         "subscribe",
+        "measure_sync",
+        "echo",
+        "sink",
+        "source",
     ];
 
     /// Where this request is allowed.
@@ -155,8 +180,13 @@ impl Request {
             | Request::OpenProducer { .. }
             | Request::ProducerStream { .. }
             | Request::ListProducers { .. }
-            | Request::BrokerStatus => Place::Control,
-            Request::AttachProducer { .. } | Request::Subscribe { .. } => Place::OpensQuicStream,
+            | Request::BrokerStatus
+            | Request::MeasureSync { .. } => Place::Control,
+            Request::AttachProducer { .. }
+            | Request::Subscribe { .. }
+            | Request::Echo
+            | Request::Sink
+            | Request::Source { .. } => Place::OpensQuicStream,
         }
     }
 
@@ -175,6 +205,10 @@ impl Request {
             Request::BrokerStatus => "broker_status",
             Request::AttachProducer { .. } => "attach_producer",
             Request::Subscribe { .. } => "subscribe",
+            Request::MeasureSync { .. } => "measure_sync",
+            Request::Echo => "echo",
+            Request::Sink => "sink",
+            Request::Source { .. } => "source",
         }
     }
 }
@@ -329,6 +363,18 @@ pub enum Response {
     },
     /// How the broker is.
     Status(StatusDescription),
+    /// How long each append and its sync took.
+    SyncsMeasured {
+        /// In the order of the appends; empty if the log is kept in memory, where there is no disk to measure.
+        nanoseconds: Vec<u64>,
+    },
+    /// What follows on the QUIC stream is bytes.
+    Measuring,
+    /// All that was sent has been read.
+    Sunk {
+        /// Bytes behind the request.
+        bytes: u64,
+    },
 }
 
 /// One stream.
@@ -435,7 +481,7 @@ mod tests {
             let refused = RequestFrame::decode(body.as_bytes()).unwrap_err();
             (refused.id, refused.error.error_code().unwrap())
         };
-        assert_eq!(refused(r#"{"id":7,"op":"measure_sync","how":1}"#), (Some(7), ErrorCode::UnknownRequest));
+        assert_eq!(refused(r#"{"id":7,"op":"foretell","how":1}"#), (Some(7), ErrorCode::UnknownRequest));
         assert_eq!(refused(r#"{"id":7,"op":"stream_info"}"#), (Some(7), ErrorCode::Malformed));
         assert_eq!(refused(r#"{"id":7,"op":"stream_info","name":"a b"}"#), (Some(7), ErrorCode::Malformed));
         assert_eq!(refused(r#"{"id":-7,"op":"stream_info","name":"a"}"#), (None, ErrorCode::Malformed));

@@ -65,6 +65,18 @@ pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6_000;
 /// Bytes of a name.
 pub const NAME_BYTES_MAX: usize = 255;
 
+/// Bytes of one append of a `measure_sync` request.
+pub const MEASURE_APPEND_BYTES_MAX: u32 = 1 << 20;
+
+/// Appends of a `measure_sync` request: their times fit one control frame several times over.
+pub const MEASURE_APPENDS_MAX: u32 = 1_024;
+
+/// Bytes of all appends of a `measure_sync` request: what it takes of the disk while it runs.
+pub const MEASURE_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes that a `source` request gives at most.
+pub const MEASURE_SOURCE_BYTES_MAX: u64 = 1 << 30;
+
 /// What one broker accepts, told in its welcome.
 ///
 /// A value that the other side left out is the default. Values above this crate's own ceilings

@@ -273,7 +273,7 @@ fn every_response_is_documented_and_spelled_as_it_is_sent() {
             }
         });
     }
-    assert_eq!(kinds.len(), 8, "one line for each kind of response");
+    assert_eq!(kinds.len(), 11, "one line for each kind of response");
 }
 
 #[test]

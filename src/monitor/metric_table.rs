@@ -125,6 +125,11 @@ pub(super) const METRICS: &[MetricSpec] = &[
         source: Source::Gauge(|counters| float(counters.quic_streams.get())),
     },
     MetricSpec {
+        name: "tidelog_measurements",
+        help: "Measurements of the machine that run now, as `tidelog bench` asks for them.",
+        source: Source::Gauge(|counters| float(counters.measurements.get())),
+    },
+    MetricSpec {
         name: "tidelog_connections_accepted_total",
         help: "Connections that have said hello since the start.",
         source: Source::Count(|counters| counters.connections_total.get()),

@@ -148,6 +148,21 @@ impl FrameReader {
         Ok(())
     }
 
+    /// The bytes behind the frames so far, as they come: nothing is a frame any more.
+    ///
+    /// # Errors
+    ///
+    /// If the peer has sent some before it was told that it may.
+    pub(crate) fn raw(&mut self) -> Result<&mut dyn ReceiveHalf, SessionEnd> {
+        if self.decoder.buffered() > 0 {
+            let message = "bytes came before the answer to the request in front of them";
+            return Err(SessionEnd::failure(ErrorCode::Malformed, message));
+        }
+        self.decoder.release();
+        self.paid = None;
+        Ok(self.receive.as_mut())
+    }
+
     /// Waits until the peer gives the QUIC stream up; whatever it sends until then is a violation.
     pub(crate) async fn ended(&mut self) -> SessionEnd {
         match self.next().await {

@@ -3,6 +3,7 @@
 pub(crate) mod allowance;
 pub(crate) mod deliver;
 pub(crate) mod frames;
+pub(crate) mod measure;
 pub(crate) mod outgoing;
 pub(crate) mod peers;
 pub(crate) mod publish;

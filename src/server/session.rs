@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::sequencer::{ReplySender, error_of};
 use crate::server::allowance::{Allowance, QuicStreamPlace};
 use crate::server::frames::{FrameReader, SessionEnd, write_failure, write_json};
-use crate::server::{deliver, publish};
+use crate::server::{deliver, measure, publish};
 
 /// Streams or producers in one page of a list.
 const LIST_ITEMS_MAX: u32 = tidelog_protocol::LIST_ITEMS_MAX;
@@ -221,7 +221,8 @@ async fn take_request(engine: &Engine, frame: &Frame) -> Result<(u64, Answer), S
     }
 }
 
-/// Puts a request that changes something to the sequencer; all others are looked up.
+/// Puts a request that changes something to the sequencer, and one that takes long to whom it concerns; all others are
+/// looked up.
 async fn answer(engine: &Engine, request: Request) -> Answer {
     match request {
         Request::CreateStream { name, if_not_exists, settings } => {
@@ -238,6 +239,7 @@ async fn answer(engine: &Engine, request: Request) -> Answer {
             decide(engine, |to| engine.sequencer.borrow_mut().open_producer(&name, found, attempt, engine.now(), to))
                 .await
         }
+        Request::MeasureSync { append_bytes, appends } => Answer::Later(engine.syncs.measure(append_bytes, appends)),
         request => Answer::LookUp(request),
     }
 }
@@ -273,10 +275,15 @@ fn look_up(engine: &Engine, request: Request) -> ResponseResult {
             ResponseResult::Ok(Response::Producers { producers, more })
         }
         Request::BrokerStatus => ResponseResult::Ok(Response::Status(status(engine))),
-        Request::CreateStream { .. } | Request::RemoveStream { .. } | Request::OpenProducer { .. } => {
-            unreachable!("the sequencer decides on it")
-        }
-        Request::AttachProducer { .. } | Request::Subscribe { .. } => {
+        Request::CreateStream { .. }
+        | Request::RemoveStream { .. }
+        | Request::OpenProducer { .. }
+        | Request::MeasureSync { .. } => unreachable!("it is not looked up"),
+        Request::AttachProducer { .. }
+        | Request::Subscribe { .. }
+        | Request::Echo
+        | Request::Sink
+        | Request::Source { .. } => {
             let message = "this request opens a QUIC stream of its own; it has no place on the control one";
             ResponseResult::Error(WireError::new(ErrorCode::Malformed, message))
         }
@@ -339,6 +346,9 @@ async fn serve_quic_stream(engine: Rc<Engine>, duplex: Duplex, place: QuicStream
         Ok(RequestFrame { id, request: Request::Subscribe { stream, from, follow } }) => {
             let subscribe = deliver::Subscribe { id, stream, from, follow };
             deliver::serve(&engine, send.as_mut(), &mut reader, allowance, subscribe).await
+        }
+        Ok(RequestFrame { id, request: request @ (Request::Echo | Request::Sink | Request::Source { .. }) }) => {
+            measure::serve(send.as_mut(), &mut reader, allowance, id, request).await
         }
         Ok(RequestFrame { request, .. }) => {
             let message = format!("{} belongs on the control stream", request.op());
