@@ -445,6 +445,19 @@ impl DeliveredBatch {
         self.producer.as_ref()
     }
 
+    /// The checksum that the producer sent the batch with, and that was compared with what has come
+    /// ([`Receipt::content_crc`](crate::Receipt::content_crc)). It covers the whole batch, which may reach beyond the records
+    /// that are given here.
+    pub fn content_crc(&self) -> u32 {
+        self.records.header().content_crc
+    }
+
+    /// The sequences of the first and the last record of the whole batch, which may reach beyond the records that are given
+    /// here; [`Sequence::NONE`] for both if it is anonymous.
+    pub fn sequences(&self) -> (Sequence, Sequence) {
+        (self.records.header().first, self.records.header().last)
+    }
+
     /// The records, in order.
     pub fn records(&self) -> DeliveredRecords {
         DeliveredRecords { offset: self.offset, end: self.next, records: self.records.clone() }

@@ -4,7 +4,9 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 
-use tidelog_protocol::{CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, ProducerId, ProducerName, Request, Sequence};
+use tidelog_protocol::{
+    CLIENT_WINDOW_BYTES_DEFAULT, Epoch, ErrorCode, ProducerId, ProducerName, Request, Sequence, StreamId,
+};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
@@ -13,7 +15,7 @@ use crate::error::Error;
 use crate::publisher::Publisher;
 use crate::session::{Session, Shared};
 use crate::target::StreamTarget;
-use crate::window::{Ack, Numbering, Window, WindowOptions};
+use crate::window::{Ack, Numbering, Receipt, Window, WindowOptions};
 
 /// How a producer is opened; made by [`Client::producer`] and [`Client::anonymous_producer`].
 #[derive(Debug, Clone)]
@@ -263,6 +265,32 @@ impl Producer {
     /// single record that is larger.
     pub fn pending_bytes(&self) -> usize {
         self.opened.shared.lock().bytes()
+    }
+
+    /// The next batch that became durable on any of its streams, if the producer was opened with
+    /// [`receipts`](ProducerBuilder::receipts), and that stream. `None` when the producer has ended, which
+    /// [`flush`](Self::flush) tells, or one of its streams has. Waits for ever if nothing was sent whose receipt is still to
+    /// be taken. Cancel safe.
+    pub async fn next_receipt(&self) -> Option<(StreamId, Receipt)> {
+        let next = self.opened.wait(|window| {
+            let has_ended = window.failure.is_some() || window.streams().any(|(_, stream)| stream.failure.is_some());
+            window.take_any_receipt().map(Some).or(has_ended.then_some(None))
+        });
+        self.after_taking(next.await)
+    }
+
+    /// A receipt of any of its streams that is already there.
+    pub fn try_next_receipt(&self) -> Option<(StreamId, Receipt)> {
+        let receipt = self.opened.shared.lock().take_any_receipt();
+        self.after_taking(receipt)
+    }
+
+    /// A receipt taken is room for a sender that waits.
+    fn after_taking<T>(&self, receipt: Option<T>) -> Option<T> {
+        if receipt.is_some() {
+            self.opened.shared.changed.notify_waiters();
+        }
+        receipt
     }
 
     /// Waits until everything that was sent on all streams is durable.

@@ -235,6 +235,28 @@ impl Publisher {
         self.wait_until(|window, slot| window.acknowledged(slot)).await
     }
 
+    /// Waits until more than `records` of those that were sent here are acknowledged in the way that the producer was opened
+    /// for, and gives how many are: for programs that keep a number of records under way.
+    ///
+    /// Cancel safe: it only waits.
+    ///
+    /// # Errors
+    ///
+    /// As for [`flush`](Self::flush).
+    pub async fn acknowledged_beyond(&self, records: u64) -> Result<u64, Error> {
+        let slot = self.slot;
+        self.opened
+            .wait(|window| {
+                let acknowledged = window.acknowledged(slot);
+                if acknowledged > records {
+                    return Some(Ok(acknowledged));
+                }
+                let ended = window.stream(slot).failure.as_ref().or(window.failure.as_ref());
+                ended.map(|error| Err(error.clone()))
+            })
+            .await
+    }
+
     /// Waits until everything that was sent here before is durable.
     ///
     /// Cancel safe: it only waits.

@@ -103,6 +103,7 @@ impl Window {
             base_offset: answer.base_offset,
             skip,
             duplicate,
+            content_crc: batch.content_crc(),
         };
         self.note_settled(batch.slot, receipt);
         Ok(())
@@ -147,16 +148,15 @@ impl Window {
         let known = found.last_offset.filter(|_| found.last_sequence == last);
         let base_offset = known.and_then(|offset| offset.get().checked_sub(u64::from(count - 1)));
         let base_offset = base_offset.map(Offset::new);
-        Receipt { first: batch.first, last, count, base_offset, skip: 0, duplicate: true }
+        let content_crc = batch.content_crc();
+        Receipt { first: batch.first, last, count, base_offset, skip: 0, duplicate: true, content_crc }
     }
 
     fn note_settled(&mut self, slot: usize, receipt: Receipt) {
         let collects = self.options.collect_receipts;
-        let stream = self.stream_mut(slot);
-        stream.settle(&receipt);
+        self.stream_mut(slot).settle(&receipt);
         if collects {
-            stream.receipts.push_back(receipt);
-            self.receipts += 1;
+            self.receipts.push_back((slot, receipt));
         }
     }
 

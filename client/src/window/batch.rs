@@ -80,6 +80,11 @@ impl Batch {
         self.first = self.header().first;
     }
 
+    /// The checksum that it is sent with.
+    pub(super) fn content_crc(&self) -> u32 {
+        self.header().content_crc
+    }
+
     fn header(&self) -> BatchHeader {
         BatchHeader::decode(&self.bytes).expect("the batch was built here")
     }

@@ -120,7 +120,8 @@ pub(crate) struct Window {
     /// Whether some open batch needs no company.
     large_open: bool,
     streams: Vec<StreamWindow>,
-    receipts: usize,
+    /// Receipts that wait to be taken, each with its stream's slot, in the order in which their batches became durable.
+    receipts: VecDeque<(usize, Receipt)>,
     /// Ends everything; the first one stays.
     pub(crate) failure: Option<Error>,
 }
@@ -138,7 +139,7 @@ impl Window {
             open: VecDeque::new(),
             large_open: false,
             streams: Vec::new(),
-            receipts: 0,
+            receipts: VecDeque::new(),
             failure: None,
         }
     }
@@ -225,7 +226,7 @@ impl Window {
         cost += if starts_batch { BATCH_HEADER_LEN } else { 0 };
         cost += if is_sparse { SEQUENCE_DELTA_BYTES_MAX } else { 0 };
         let has_room = self.bytes == 0 || self.bytes + cost <= self.options.bytes_max;
-        let awaits_receipts = self.options.collect_receipts && self.receipts >= RECEIPTS_MAX;
+        let awaits_receipts = self.options.collect_receipts && self.receipts.len() >= RECEIPTS_MAX;
         if !has_room || awaits_receipts || starts_batch && self.queue.len() + self.open.len() >= BATCHES_MAX {
             return Ok(Push::Full);
         }
@@ -313,11 +314,17 @@ impl Window {
         self.large_open = false;
     }
 
-    /// Takes a receipt that was collected.
+    /// Takes the first receipt of a stream.
     pub(crate) fn take_receipt(&mut self, slot: usize) -> Option<Receipt> {
-        let receipt = self.stream_mut(slot).receipts.pop_front()?;
-        self.receipts -= 1;
-        Some(receipt)
+        // The first of all in a producer of one stream, and never far in one that has its receipts taken.
+        let place = self.receipts.iter().position(|(of, _)| *of == slot)?;
+        self.receipts.remove(place).map(|(_, receipt)| receipt)
+    }
+
+    /// Takes the first receipt, with its stream.
+    pub(crate) fn take_any_receipt(&mut self) -> Option<(StreamId, Receipt)> {
+        let (slot, receipt) = self.receipts.pop_front()?;
+        Some((self.stream(slot).id, receipt))
     }
 
     /// The attachment is gone: everything that is not answered is to be sent again, with ordinals from 1.

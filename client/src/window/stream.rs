@@ -27,6 +27,10 @@ pub struct Receipt {
     pub skip: u32,
     /// Whether all of it had been stored before.
     pub duplicate: bool,
+    /// The checksum that the batch was sent with; readers get it with the batch
+    /// ([`DeliveredBatch::content_crc`](crate::DeliveredBatch::content_crc)). If only the head of a sparse batch is meant, that
+    /// of the whole.
+    pub content_crc: u32,
 }
 
 impl Receipt {
@@ -97,7 +101,6 @@ pub(crate) struct StreamWindow {
     pub(crate) last_offset: Option<Offset>,
     pub(crate) published: u64,
     pub(crate) duplicates: u64,
-    pub(super) receipts: VecDeque<Receipt>,
     watchers: VecDeque<Watcher>,
     pub(crate) closed: bool,
     pub(crate) failure: Option<Error>,
@@ -123,7 +126,6 @@ impl StreamWindow {
             last_offset: found.last_offset,
             published: 0,
             duplicates: 0,
-            receipts: VecDeque::new(),
             watchers: VecDeque::new(),
             closed: false,
             failure: None,

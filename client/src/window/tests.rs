@@ -166,6 +166,27 @@ fn receipts_that_nobody_takes_hold_the_sender_up() {
 }
 
 #[test]
+fn receipts_come_in_the_order_of_answers_and_tell_the_checksum_that_was_sent() {
+    let mut window = window();
+    let slots = ["a", "b"].map(|name| add(&mut window, name, 0));
+    let mut sent = Vec::new();
+    for slot in [0, 1, 0] {
+        push(&mut window, slots[slot], b"x");
+        sent.extend(drain(&mut window));
+    }
+    window.settle(3, &[STORED, STORED, STORED]).unwrap();
+    let crc = |index: usize| check_batch(&sent[index], &Limits::default()).unwrap().content_crc;
+    // One that was taken through its stream is not there for all any more.
+    let receipt = window.take_receipt(slots[1]).unwrap();
+    assert_eq!((receipt.last.get(), receipt.content_crc), (1, crc(1)));
+    for (last, index) in [(1, 0), (2, 2)] {
+        let (stream, receipt) = window.take_any_receipt().unwrap();
+        assert_eq!((stream.get(), receipt.last.get(), receipt.content_crc), (100, last, crc(index)));
+    }
+    assert!(window.take_any_receipt().is_none());
+}
+
+#[test]
 fn a_refusal_for_now_keeps_the_batch_and_all_behind_it() {
     let mut window = window();
     let slot = add(&mut window, "s", 0);
