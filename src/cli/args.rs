@@ -1,5 +1,7 @@
 //! The command line as clap parses it: every option with its meaning, and nothing that does anything.
 
+mod bench;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -9,6 +11,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tidelog::config::{DATA_FOLDER_DEFAULT, HTTP_PORT_DEFAULT, QUIC_PORT_DEFAULT};
 use tidelog_protocol::{Offset, ProducerName, StartAt, StreamName};
+
+pub(crate) use bench::{
+    BenchArguments, BenchCommand, BenchCommonArguments, BenchConsumeArguments, BenchLatencyArguments,
+    BenchPublishArguments,
+};
 
 /// An event broker whose safe way is the fast way.
 ///
@@ -34,6 +41,7 @@ pub(crate) enum Command {
     Stream(StreamArguments),
     Produce(ProduceArguments),
     Consume(ConsumeArguments),
+    Bench(BenchArguments),
     Verify(VerifyArguments),
     Repair(RepairArguments),
 }
@@ -46,6 +54,7 @@ impl Command {
             Command::Stream(arguments) => arguments.command.client().json,
             Command::Produce(arguments) => arguments.client.json,
             Command::Consume(arguments) => arguments.client.json,
+            Command::Bench(arguments) => arguments.command.common().client.json,
             Command::Verify(arguments) => arguments.json,
             Command::Repair(arguments) => arguments.json,
         }
@@ -483,6 +492,7 @@ mod tests {
         Alone::<StreamArguments>::command().debug_assert();
         Alone::<ProduceArguments>::command().debug_assert();
         Alone::<ConsumeArguments>::command().debug_assert();
+        Alone::<BenchArguments>::command().debug_assert();
         Alone::<VerifyArguments>::command().debug_assert();
         Alone::<RepairArguments>::command().debug_assert();
     }

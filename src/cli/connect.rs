@@ -15,19 +15,33 @@ use super::exit::{CliError, Exit, with_causes};
 ///
 /// The command's.
 pub(crate) fn run<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    block_on(async {
+        tokio::select! {
+            outcome = command => outcome,
+            interrupted = interrupted() => Err(interrupted),
+        }
+    })
+}
+
+/// Runs a client command that deals with interrupts itself, on a runtime of its own.
+///
+/// # Errors
+///
+/// The command's.
+pub(crate) fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| CliError::new(Exit::No, "no_runtime", format!("could not start: {error}")))?;
-    runtime.block_on(async {
-        tokio::select! {
-            outcome = command => outcome,
-            interrupted = tokio::signal::ctrl_c() => match interrupted {
-                Ok(()) => Err(CliError::new(Exit::Interrupted, "interrupted", "interrupted")),
-                Err(_) => std::future::pending().await,
-            },
-        }
-    })
+    runtime.block_on(command)
+}
+
+/// Waits for an interrupt; what the command ends with then.
+pub(crate) async fn interrupted() -> CliError {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => CliError::new(Exit::Interrupted, "interrupted", "interrupted"),
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Connects as the options say.

@@ -1,6 +1,7 @@
 //! The command line: parses it, runs the one command it names, and ends with that command's status.
 
 mod args;
+mod bench;
 mod connect;
 mod consume;
 mod damage_words;
@@ -47,6 +48,7 @@ fn dispatch(command: Command) -> Result<(), CliError> {
         Command::Stream(arguments) => stream::run(arguments.command),
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(arguments),
+        Command::Bench(arguments) => bench::run(&arguments.command),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Repair(arguments) => repair::run(&arguments),
     }
