@@ -71,6 +71,10 @@ const RECORDS_BOUNDS: &[u64] = &[
     1 << 20,
 ];
 
+/// Whether anything is counted. Not so only in the build that `benches/metrics-cost` compares with, to see what counting
+/// costs: limits that are held against a count are not held there.
+const COUNTS: bool = !cfg!(tidelog_unmetered);
+
 /// A number that only grows while the broker runs.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -78,7 +82,9 @@ pub struct Count(AtomicU64);
 impl Count {
     /// Adds `amount`.
     pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
+        if COUNTS {
+            self.0.fetch_add(amount, Ordering::Relaxed);
+        }
     }
 
     /// The number so far.
@@ -94,17 +100,23 @@ pub struct Level(AtomicU64);
 impl Level {
     /// Replaces the number.
     pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
+        if COUNTS {
+            self.0.store(value, Ordering::Relaxed);
+        }
     }
 
     /// Adds `amount`.
     pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
+        if COUNTS {
+            self.0.fetch_add(amount, Ordering::Relaxed);
+        }
     }
 
     /// Takes away `amount`, which must have been added before.
     pub fn subtract(&self, amount: u64) {
-        self.0.fetch_sub(amount, Ordering::Relaxed);
+        if COUNTS {
+            self.0.fetch_sub(amount, Ordering::Relaxed);
+        }
     }
 
     /// The number now.
@@ -140,6 +152,9 @@ impl Histogram {
 
     /// Counts one value, in the histogram's own unit (nanoseconds or records).
     pub fn observe(&self, value: u64) {
+        if !COUNTS {
+            return;
+        }
         let index = self.bounds.partition_point(|bound| *bound < value);
         // There is a bucket behind the last bound, so the index always exists.
         if let Some(bucket) = self.buckets.get(index) {
