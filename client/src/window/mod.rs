@@ -33,8 +33,8 @@ use self::linger::Due;
 /// A batch is closed when it would grow beyond this; larger ones gain nothing and make answers coarse.
 const BATCH_CONTENT_BYTES_PREFERRED: usize = 256 * 1024;
 
-/// Batches that are not durable yet, open ones included.
-pub(crate) const BATCHES_MAX: usize = 1024;
+/// Closed batches that are not durable yet; as many may be open as there are streams.
+pub(crate) const BATCHES_MAX: usize = 4096;
 
 /// Receipts that wait to be taken, over all streams; further records wait until some are.
 const RECEIPTS_MAX: usize = 4096;
@@ -119,6 +119,8 @@ pub(crate) struct Window {
     open: VecDeque<usize>,
     /// Whether some open batch needs no company.
     large_open: bool,
+    /// Bytes of all open batches.
+    open_bytes: usize,
     streams: Vec<StreamWindow>,
     /// Receipts that wait to be taken, each with its stream's slot, in the order in which their batches became durable.
     receipts: VecDeque<(usize, Receipt)>,
@@ -138,6 +140,7 @@ impl Window {
             bytes: 0,
             open: VecDeque::new(),
             large_open: false,
+            open_bytes: 0,
             streams: Vec::new(),
             receipts: VecDeque::new(),
             failure: None,
@@ -227,7 +230,7 @@ impl Window {
         cost += if is_sparse { SEQUENCE_DELTA_BYTES_MAX } else { 0 };
         let has_room = self.bytes == 0 || self.bytes + cost <= self.options.bytes_max;
         let awaits_receipts = self.options.collect_receipts && self.receipts.len() >= RECEIPTS_MAX;
-        if !has_room || awaits_receipts || starts_batch && self.queue.len() + self.open.len() >= BATCHES_MAX {
+        if !has_room || awaits_receipts || starts_batch && self.queue.len() >= BATCHES_MAX {
             return Ok(Push::Full);
         }
         if !fits {
@@ -242,13 +245,15 @@ impl Window {
         }
         stream.count_in(sequence);
         let content = stream.builder.content_len();
-        self.bytes += stream.open_bytes() - bytes_before;
+        let added = stream.open_bytes() - bytes_before;
+        self.bytes += added;
+        self.open_bytes += added;
         if starts_batch {
             self.open.push_back(slot);
         }
         self.large_open |= content >= linger::CONTENT_BYTES_SMALL;
         let has_grown_up = linger::has_grown_up(content_before, content);
-        let wake = !fits || has_grown_up || self.sent < linger::SMALL_IN_FLIGHT_MAX;
+        let wake = !fits || has_grown_up || self.sent < linger::SMALL_IN_FLIGHT_MAX || self.is_half_open();
         Ok(Push::Taken { sequence, wake })
     }
 
@@ -284,6 +289,7 @@ impl Window {
         stream.previous = last;
         let pushed_up_to = stream.pushed;
         self.bytes = self.bytes - open_bytes + bytes.len();
+        self.open_bytes -= open_bytes;
         self.queue.push_back(Batch { slot, bytes, first, last, count, pushed_up_to, sent: Sent::Never });
     }
 
@@ -300,8 +306,13 @@ impl Window {
         Some(batch.bytes.clone())
     }
 
+    /// Whether the open batches fill half of the window.
+    fn is_half_open(&self) -> bool {
+        self.open_bytes >= self.options.bytes_max / 2
+    }
+
     fn close_due(&mut self) {
-        let is_due = match linger::due(self.sent, self.large_open) {
+        let is_due = match linger::due(self.sent, self.is_half_open(), self.large_open) {
             Due::None => return,
             Due::All => |_: usize| true,
             Due::Large => |content_len: usize| content_len >= linger::CONTENT_BYTES_SMALL,
@@ -387,6 +398,7 @@ impl Window {
         stream.sequences.clear();
         if open_bytes > 0 {
             freed += open_bytes;
+            self.open_bytes -= open_bytes;
             self.open.retain(|open| *open != slot);
         }
         self.bytes -= freed;

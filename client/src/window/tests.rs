@@ -101,8 +101,32 @@ fn batches_are_counted_too() {
     for &slot in &slots[..BATCHES_MAX] {
         assert!(matches!(push(&mut window, slot, b""), Push::Taken { .. }));
     }
-    assert_eq!(push(&mut window, slots[BATCHES_MAX], b""), Push::Full);
-    assert!(matches!(push(&mut window, slots[0], b""), Push::Taken { .. }), "an open batch takes more");
+    assert!(matches!(push(&mut window, slots[BATCHES_MAX], b""), Push::Taken { .. }), "none is under way yet");
+    assert_eq!(drain(&mut window).len(), BATCHES_MAX + 1);
+    assert_eq!(push(&mut window, slots[0], b""), Push::Full);
+    window.settle(2, &[STORED, STORED]).unwrap();
+    assert!(matches!(push(&mut window, slots[0], b""), Push::Taken { .. }));
+}
+
+#[test]
+fn batches_of_many_streams_leave_together_when_they_fill_half_of_the_window() {
+    let mut window = Window::new(OPTIONS, Limits::default());
+    let slots: Vec<usize> = (0..100).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
+    // One record each, all under way.
+    for &slot in &slots {
+        push(&mut window, slot, b"x");
+    }
+    assert_eq!(drain(&mut window).len(), slots.len());
+    let mut round = slots.iter().cycle();
+    let mut wakes = 0;
+    while window.open_bytes < OPTIONS.bytes_max / 2 {
+        assert_eq!(wakes, 0, "half of the window is not full yet");
+        assert!(drain(&mut window).is_empty());
+        let pushed = push(&mut window, *round.next().unwrap(), &[0; 100]);
+        wakes += usize::from(matches!(pushed, Push::Taken { wake: true, .. }));
+    }
+    assert_eq!((wakes, drain(&mut window).len()), (1, slots.len()));
+    assert_eq!(window.open_bytes, 0);
 }
 
 #[test]
