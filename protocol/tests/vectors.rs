@@ -322,6 +322,7 @@ fn the_documented_limits_are_those_of_the_code() {
         ("answers of a frame", tidelog_protocol::ANSWERS_PER_FRAME_MAX as u64),
         ("items of a listing's page", u64::from(LIST_ITEMS_MAX)),
         ("a name", NAME_BYTES_MAX as u64),
+        ("a UDP payload", u64::from(tidelog_protocol::UDP_PAYLOAD_BYTES_MAX)),
     ];
     assert_eq!(documented, limits.map(|(name, limit)| (name.to_owned(), limit)));
     let alpn = std::str::from_utf8(ALPN).expect("the ALPN is text");
