@@ -24,6 +24,7 @@ pub mod counters;
 pub mod damage;
 mod engine;
 mod events;
+mod id_map;
 pub mod in_process;
 mod inline;
 mod live;

@@ -2,13 +2,14 @@
 //! back. A consumer that falls behind loses its queue, not its records: it reads them from the log.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use tidelog_protocol::{Answer, Epoch, ErrorCode, ProducerId, StreamId, WireError};
 use tokio::sync::Notify;
 
 use crate::budget::{Budget, Share};
+use crate::id_map::IdMap;
 use crate::outbox::Outbox;
 use crate::sequencer::{LiveBatch, SessionKey, Sink};
 use crate::state::Grant;
@@ -98,10 +99,10 @@ pub(crate) struct Hub {
     /// In order, so that a simulated broker fails them in the same order whenever it is run again.
     outboxes: BTreeMap<SessionKey, Rc<Outbox>>,
     /// The one session that writes as a producer.
-    writers: HashMap<ProducerId, (SessionKey, Turn)>,
-    followers: HashMap<StreamId, Vec<Rc<LiveQueue>>>,
+    writers: IdMap<ProducerId, (SessionKey, Turn)>,
+    followers: IdMap<StreamId, Vec<Rc<LiveQueue>>>,
     /// The epoch with which each producer attached last since the start.
-    attached: HashMap<ProducerId, Epoch>,
+    attached: IdMap<ProducerId, Epoch>,
     next_key: u64,
 }
 

@@ -10,6 +10,7 @@
 use bytes::Buf;
 
 use crate::batch_header::{BATCH_HEADER_LEN, BATCH_VERSION, BatchHeader, CRC_LEN};
+use crate::checksum::{append, hasher_of};
 use crate::error::ErrorCode;
 use crate::leb128::{self, NumberError};
 use crate::limits::Limits;
@@ -211,13 +212,9 @@ fn check_sequences(header: &BatchHeader, rest: &mut &[u8]) -> Result<(), BatchEr
 /// Compares both checksums; `last_body` is the end of `batch`.
 fn check_checksums(batch: &[u8], header: &BatchHeader, last_body: &[u8]) -> Result<(), BatchError> {
     let before = batch.get(CRC_LEN..batch.len() - last_body.len()).unwrap_or_default();
-    // The last record ends the batch, so its checksum and that of all before it join into the whole: each byte is hashed
-    // once.
-    let mut content = crc32fast::Hasher::new();
-    content.update(before);
-    let mut last_record = crc32fast::Hasher::new();
-    last_record.update(last_body);
-    content.combine(&last_record);
+    // The last record ends the batch.
+    let (mut content, last_record) = (hasher_of(before), hasher_of(last_body));
+    append(&mut content, &last_record, last_body);
     let (content_crc, last_record_crc) = (content.finalize(), last_record.finalize());
     // The outer one first: if the bytes were changed on the way, that is what should be told.
     if content_crc != header.content_crc {

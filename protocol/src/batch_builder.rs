@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::batch::BatchError;
 use crate::batch_header::{BATCH_HEADER_LEN, BATCH_VERSION, BatchFlags, BatchHeader, CRC_LEN};
+use crate::checksum::{append, hasher_of};
 use crate::leb128::{self, Buffer};
 use crate::limits::{BATCH_RECORDS_MAX, Limits};
 use crate::position::{Sequence, StreamId};
@@ -218,17 +219,12 @@ impl BatchBuilder {
             previous,
             last_record_crc: 0,
         };
-        // The header holds the last record's checksum and is itself below the content's: hash the content in two parts
-        // and join the three results, so that no byte is hashed twice.
-        let mut content = crc32fast::Hasher::new();
-        content.update(before);
-        let mut last_record = crc32fast::Hasher::new();
-        last_record.update(last_body);
-        content.combine(&last_record);
-        header.last_record_crc = last_record.finalize();
-        let mut whole = crc32fast::Hasher::new();
-        whole.update(header.encode().split_at(CRC_LEN).1);
-        whole.combine(&content);
+        // The header holds the last record's checksum, and is itself below the whole one.
+        let last_record = hasher_of(last_body);
+        header.last_record_crc = last_record.clone().finalize();
+        let mut whole = hasher_of(header.encode().split_at(CRC_LEN).1);
+        whole.update(before);
+        append(&mut whole, &last_record, last_body);
         header.content_crc = whole.finalize();
         batch.split_at_mut(BATCH_HEADER_LEN).0.copy_from_slice(&header.encode());
         self.count = 0;

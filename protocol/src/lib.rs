@@ -29,6 +29,7 @@ mod batch;
 mod batch_builder;
 mod batch_header;
 mod batch_records;
+mod checksum;
 mod control;
 mod deliver;
 mod error;

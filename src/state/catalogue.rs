@@ -1,9 +1,11 @@
 //! The streams: names, identities, and where each ends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use tidelog_protocol::{Offset, StreamDescription, StreamId, StreamName, StreamSettings};
+
+use crate::id_map::IdMap;
 
 use super::change::{BatchAppended, OffsetsSkipped, ReplayError, StreamCreated, StreamRemoved};
 
@@ -39,7 +41,7 @@ pub enum CreateRefusal {
 /// ones are given, so an id that is not here is that of no stream or of a removed one, whatever became of its name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalogue {
-    streams: HashMap<StreamId, StreamState>,
+    streams: IdMap<StreamId, StreamState>,
     names: BTreeMap<StreamName, StreamId>,
 }
 

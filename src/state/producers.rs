@@ -2,7 +2,7 @@
 //! duplicate, overlapping, a gap, reused, or fenced.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -11,6 +11,8 @@ use tidelog_protocol::{
     Sequence, StreamId,
 };
 use tidelog_storage::{Sabotage, Sabotages};
+
+use crate::id_map::IdMap;
 
 use super::change::{BatchAppended, EpochRaised, ReplayError};
 use super::recent::{RecentBatch, RecentBatches};
@@ -123,7 +125,7 @@ pub enum OpenDecision {
 /// All producers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProducerTable {
-    producers: HashMap<ProducerId, ProducerState>,
+    producers: IdMap<ProducerId, ProducerState>,
     names: BTreeMap<ProducerName, ProducerId>,
     /// In the order of streams, so that those of a removed one are found without a look at all others.
     sequences: BTreeMap<(StreamId, ProducerId), SequenceState>,

@@ -1,9 +1,11 @@
 //! The batches stored last: what a duplicate is compared with, and where its original offsets come from.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use tidelog_protocol::{BatchHeader, Offset, ProducerId, StreamId};
+
+use crate::id_map::IdMap;
 
 use super::change::BatchAppended;
 
@@ -23,7 +25,7 @@ pub(super) struct RecentBatch {
 /// The recent batches of all producers, oldest forgotten first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RecentBatches {
-    by_key: HashMap<(ProducerId, StreamId), VecDeque<RecentBatch>>,
+    by_key: IdMap<(ProducerId, StreamId), VecDeque<RecentBatch>>,
     /// Numbers and whose they are, ascending.
     order: VecDeque<(u64, (ProducerId, StreamId))>,
     /// How many there have been.

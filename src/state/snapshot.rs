@@ -11,7 +11,6 @@
 //!
 //! A struct whose fields are written here is taken apart by name: a field that is added and not written does not compile.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use bytes::{Buf, BufMut};
@@ -20,6 +19,8 @@ use tidelog_protocol::{
     StreamSettings,
 };
 use tidelog_storage::CheckpointPairs;
+
+use crate::id_map::IdSet;
 
 use super::holes::{Holes, KnownHole, Settled};
 use super::recent::{RecentBatch, RecentBatches};
@@ -41,9 +42,9 @@ pub type KeyValue = (Vec<u8>, Option<Vec<u8>>);
 /// What has changed since the last checkpoint. Bounded by the number of names.
 #[derive(Debug, Clone, Default)]
 pub struct ChangedKeys {
-    streams: HashSet<StreamId>,
-    producers: HashSet<ProducerId>,
-    sequences: HashSet<(StreamId, ProducerId)>,
+    streams: IdSet<StreamId>,
+    producers: IdSet<ProducerId>,
+    sequences: IdSet<(StreamId, ProducerId)>,
     /// The first recent batch that is new.
     recent_from: u64,
     /// The oldest recent batch that the last checkpoint may have.
