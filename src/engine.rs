@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use crate::anticipation::Anticipation;
 use crate::checkpointing::Checkpointing;
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -187,6 +188,7 @@ pub(crate) struct Driver {
     in_commit: Option<Commit>,
     /// A lone batch has just been answered: its producer's next one is worth watching for.
     watches_next: bool,
+    next: Anticipation,
     is_preparing: bool,
     /// Files could not be made: the reserve is to be made whole when they can be again.
     is_short_of_space: bool,
@@ -226,6 +228,7 @@ impl Driver {
             sabotages,
             in_commit: None,
             watches_next: false,
+            next: Anticipation::new(NEXT_WATCH),
             is_preparing: false,
             is_short_of_space: false,
             supply_retry: SUPPLY_RETRY_MIN,
@@ -299,6 +302,7 @@ impl Driver {
             }
         }
         let Some(group) = engine.sequencer.borrow_mut().take_group() else { return };
+        self.next.end();
         let (bytes, bytes_in_group) = (group.share(), group.len());
         engine.counters.write_buffer_bytes.set(engine.sequencer.borrow().undurable_bytes());
         if self.sabotages.has(Sabotage::ServeUnsynced) {
@@ -338,7 +342,8 @@ impl Driver {
         match event {
             Event::Log(LogOutcome::Committed { end, sealed, sync }) => {
                 let Some(Commit { bytes, is_lone, .. }) = self.in_commit.take() else { return };
-                self.watches_next = is_lone;
+                self.watches_next = is_lone && self.next.comes_soon();
+                self.next.begin();
                 engine.counters.syncs.add(1);
                 engine.counters.log_sync_seconds.observe_duration(sync);
                 let now = engine.now().monotonic;

@@ -13,6 +13,7 @@
 //! How the parts work together is told in `ARCHITECTURE.md`.
 #![forbid(unsafe_code)]
 
+mod anticipation;
 mod assembly;
 mod background;
 pub mod broker;

@@ -9,6 +9,7 @@ use tidelog_storage::{Group, Poisoned, Writer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use crate::anticipation::Anticipation;
 use crate::clock::Clock;
 use crate::events::{Event, LogOutcome};
 
@@ -70,17 +71,26 @@ fn run(
     tasks: &Receiver<Task>,
     events: &UnboundedSender<Event>,
 ) {
-    let mut was_lone = false;
+    let (mut was_lone, mut next) = (false, Anticipation::new(WATCH));
     loop {
-        let watched = if was_lone { watch(tasks) } else { None };
+        let watched = if was_lone && next.comes_soon() { watch(tasks) } else { None };
         let task = match watched {
             Some(task) => Ok(task),
             None if writer.is_dirty() => tasks.recv_timeout(QUIET),
             None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        was_lone = task.as_ref().is_ok_and(|task| task.is_lone);
+        if let Ok(task) = &task {
+            was_lone = task.is_lone;
+            next.end();
+        } else {
+            was_lone = false;
+        }
         let outcome = match task {
-            Ok(mut task) => commit(&mut writer, &mut task.group, clock),
+            Ok(mut task) => {
+                let outcome = commit(&mut writer, &mut task.group, clock);
+                next.begin();
+                outcome
+            }
             // Nobody waits for this sync, so that nobody but this thread notices if it hangs.
             Err(RecvTimeoutError::Timeout) => match quiet(&mut writer, clock, sync_timeout) {
                 Ok(()) => continue,
