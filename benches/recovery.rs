@@ -85,7 +85,7 @@ fn written(records: u64, shape: Shape) -> TempDir {
     rig.write_last_footer();
     let snapshot = rig.snapshot();
     let save = CheckpointSave { stamp: snapshot.stamp, builds_on: None, changes: snapshot.values };
-    DiskCheckpoints::new(folder.path()).save(&save).expect("nothing fails");
+    DiskCheckpoints::new(folder.path()).save(save).expect("nothing fails");
     folder
 }
 
