@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use tidelog_client::Client;
+use tidelog_client::{Client, Echo};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::pace::{Pace, Timer};
 use super::report::Echoes;
 use crate::cli::connect::failed;
 use crate::cli::exit::CliError;
@@ -22,6 +24,9 @@ const ECHOES: usize = 4_096;
 const ECHOES_MIN: usize = 32;
 /// And at most, if there are few.
 const ECHOES_MAX: usize = 512;
+/// Of all producers together if the workload has a rate, and the least rate, so that a slow one is not waited for.
+const PACED_ECHOES: u64 = 512;
+const PACED_PER_SECOND_MIN: f64 = 256.0;
 
 /// What was measured, before and after the workload.
 #[derive(Debug, Default)]
@@ -124,15 +129,42 @@ async fn echo(clients: &[Client], echoes: &Echoes) -> Result<Vec<Duration>, CliE
         opened.push(client.measure().echo(echoes.message_bytes).await.map_err(|error| failed(&error))?);
     }
     let mut running = JoinSet::new();
-    for mut echo in opened {
+    for (place, mut echo) in opened.into_iter().enumerate() {
         let in_flight = echoes.in_flight;
-        running.spawn(async move { echo.round_trips(in_flight, count).await });
+        match echoes.per_second {
+            None => {
+                running.spawn(async move { echo.round_trips(in_flight, count).await.map_err(|error| failed(&error)) });
+            }
+            Some(per_second) => {
+                let pace = Pace {
+                    started: Instant::now(),
+                    per_second: per_second.max(PACED_PER_SECOND_MIN),
+                    place: place as u64,
+                    producers: echoes.at_once as u64,
+                };
+                running.spawn(async move { paced(&mut echo, pace, PACED_ECHOES / pace.producers.max(1)).await });
+            }
+        }
     }
     let mut times = Vec::new();
     while let Some(joined) = running.join_next().await {
         // It neither panics nor is it given up before this set is.
         let Ok(measured) = joined else { continue };
-        times.extend(measured.map_err(|error| failed(&error))?);
+        times.extend(measured?);
+    }
+    Ok(times)
+}
+
+/// One after the other, each counted from the moment at which it is due. Behind one that took longer than the pace the
+/// next is due at once.
+async fn paced(echo: &mut Echo, pace: Pace, count: u64) -> Result<Vec<Duration>, CliError> {
+    let timer = Timer::new()?;
+    let mut times = Vec::new();
+    for number in 0..count.max(1) {
+        let due = pace.due(number).max(Instant::now());
+        timer.until(due).await;
+        echo.round_trips(1, 1).await.map_err(|error| failed(&error))?;
+        times.push(due.elapsed());
     }
     Ok(times)
 }

@@ -183,6 +183,7 @@ async fn publish(arguments: &BenchPublishArguments, scene: &Scene, tally: &Rc<Ta
         message_bytes: size,
         in_flight: usize::try_from(in_flight.unwrap_or(1)).unwrap_or(usize::MAX),
         at_once: usize::try_from(*producers).unwrap_or(usize::MAX),
+        per_second: arguments.rate.map(|rate| rate.per_second()),
     };
     let mut machine = Machine::default();
     machine.measure_before(&scene.clients, &echoes).await?;
@@ -241,7 +242,7 @@ async fn latency(arguments: &BenchLatencyArguments, scene: &Scene, tally: &Rc<Ta
     let size = common.size as usize;
     let per_second = rate.per_second();
     let records = ((per_second * duration.as_secs_f64()) as u64).max(1);
-    let echoes = Echoes { message_bytes: size, in_flight: 1, at_once: 1 };
+    let echoes = Echoes { message_bytes: size, in_flight: 1, at_once: 1, per_second: Some(per_second) };
     let mut machine = Machine::default();
     machine.measure_before(&scene.clients, &echoes).await?;
 
@@ -303,7 +304,7 @@ async fn latency(arguments: &BenchLatencyArguments, scene: &Scene, tally: &Rc<Ta
 async fn consume(arguments: &BenchConsumeArguments, scene: &Scene, tally: &Rc<Tally>) -> Result<Report, CliError> {
     let BenchConsumeArguments { common, records } = arguments;
     let size = common.size as usize;
-    let echoes = Echoes { message_bytes: size, in_flight: 1, at_once: 1 };
+    let echoes = Echoes { message_bytes: size, in_flight: 1, at_once: 1, per_second: None };
     let mut machine = Machine::default();
     machine.measure_before(&scene.clients, &echoes).await?;
 

@@ -78,6 +78,9 @@ pub(super) struct Echoes {
     pub(super) in_flight: usize,
     /// Producers that wait for their answers at the same time.
     pub(super) at_once: usize,
+    /// Messages a second, of all together, if the workload has a rate. Then an echo's time counts from the moment at which
+    /// it was due, like a record's, and holds the same wake-ups of threads that sleep in between.
+    pub(super) per_second: Option<f64>,
 }
 
 /// What a workload's bytes are compared with.
@@ -220,10 +223,11 @@ impl Report {
             _ => words.push("no disk: the log is in memory".to_owned()),
         }
         if let (Some(p50), Some(both)) = (machine.echo_p50(), machine.echo_p50_each()) {
-            let Echoes { message_bytes, in_flight, at_once } = self.echoes;
-            let how = match at_once {
-                1 => format!("{in_flight} in flight"),
-                _ => format!("{at_once} times {in_flight} in flight"),
+            let Echoes { message_bytes, in_flight, at_once, per_second } = self.echoes;
+            let how = match (per_second, at_once) {
+                (Some(per_second), _) => format!("{per_second} a second"),
+                (None, 1) => format!("{in_flight} in flight"),
+                (None, _) => format!("{at_once} times {in_flight} in flight"),
             };
             let p50 = millis(p50.as_secs_f64());
             words.push(format!("QUIC echo of {message_bytes} B, {how}, p50 {p50} {}", each(both)));
@@ -291,7 +295,7 @@ mod tests {
             time: Duration::from_secs(2),
             latencies: Some(latencies),
             late: None,
-            echoes: Echoes { message_bytes: 100, in_flight: 1, at_once: 1 },
+            echoes: Echoes { message_bytes: 100, in_flight: 1, at_once: 1, per_second: None },
             direction: Direction::Upload,
             machine: Machine::default(),
             problem,
