@@ -392,8 +392,13 @@ fn a_save_that_hangs_panics_or_dies_half_way_leaves_the_one_before() {
     let panicked = store(folder.path()).with_before_open(Arc::new(|| panic!("no room"))).save(save.clone());
     assert!(matches!(&panicked, Err(SaveError::Failed(text)) if text.contains("no room")), "{panicked:?}");
     // What the panic left in the middle is not looked at.
-    assert!(folder.path().join("checkpoint/new").exists());
-    fs::remove_dir_all(folder.path().join("checkpoint/new")).unwrap();
+    let left: Vec<PathBuf> = fs::read_dir(folder.path().join("checkpoint"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("new-"))
+        .collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    fs::remove_dir_all(&left[0]).unwrap();
     assert_eq!(stored(folder.path()), before);
     let (release, held) = channel::<()>();
     let held = Mutex::new(held);
@@ -402,8 +407,8 @@ fn a_save_that_hangs_panics_or_dies_half_way_leaves_the_one_before() {
         .with_before_open(Arc::new(move || assert!(held.lock().unwrap().recv().is_err())))
         .save(save);
     assert!(matches!(hangs, Err(SaveError::Failed(_))), "{hangs:?}");
-    fs::create_dir_all(folder.path().join("checkpoint/new/sled")).unwrap();
-    fs::write(folder.path().join("checkpoint/new/sled/db"), b"half").unwrap();
+    fs::create_dir_all(folder.path().join("checkpoint/new-7/sled")).unwrap();
+    fs::write(folder.path().join("checkpoint/new-7/sled/db"), b"half").unwrap();
     let expected = running.close();
     let again = Running::open(folder.path(), &mut store(folder.path()));
     assert!(is_used(&again), "{:?}", again.report.checkpoint);

@@ -8,7 +8,7 @@
 //! ```text
 //! checkpoint/0000000000000007/manifest   what the files are
 //! checkpoint/0000000000000007/sled/…     sled's files
-//! checkpoint/new, checkpoint/reading     a copy that sled is at work on; worth nothing
+//! checkpoint/new-N, checkpoint/reading-N a copy that sled is at work on; worth nothing
 //! aside-4-checkpoint                     what start number 4 found odd
 //! ```
 
@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, RenameFlags, flock};
@@ -124,12 +125,27 @@ impl DiskCheckpoints {
         config.open().map_err(|error| format!("sled: {error}"))
     }
 
-    /// An empty folder for sled to work in, in place of what was left of an earlier one.
-    fn workplace(&self, name: &str) -> io::Result<PathBuf> {
-        let path = self.home().join(name);
-        remove_folder(&path)?;
-        make_folder(&path)?;
-        Ok(path)
+    /// An empty folder for sled to work in; what was left of earlier ones is removed. No two of this process have the same
+    /// one: a thread that was given up may go on in its own at any time.
+    fn workplace(&self, kind: &str) -> io::Result<PathBuf> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let prefix = format!("{kind}-");
+        for entry in fs::read_dir(self.home())? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                // Whoever was given up may be putting files into it: then the next one removes it.
+                let _ = remove_folder(&entry.path());
+            }
+        }
+        // One of an earlier process may have stayed.
+        loop {
+            let path = self.home().join(format!("{prefix}{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+            match make_folder(&path) {
+                Ok(()) => return Ok(path),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn load_now(&self) -> Result<Option<Checkpoint>, LoadError> {
