@@ -58,7 +58,8 @@ impl RecentBatches {
     fn put(&mut self, producer: ProducerId, batch: RecentBatch) {
         let key = (producer, batch.header.stream);
         self.order.push_back((batch.number, key));
-        self.by_key.entry(key).or_default().push_back(batch);
+        // Where many streams are written to each has one; a queue would begin with room for four.
+        self.by_key.entry(key).or_insert_with(|| VecDeque::with_capacity(1)).push_back(batch);
     }
 
     /// How many there have been: the number of the next one.

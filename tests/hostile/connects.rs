@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidelog_protocol::{ProducerName, StartAt, StreamName, StreamSettings};
+use tokio::time::sleep;
 
 use super::child::{ChildBroker, Settings, data_below, mib};
 use super::harness::failure::Failure;
@@ -42,6 +43,10 @@ pub(crate) async fn run() -> Result<(), Failure> {
     let (mut most, mut left) = (0.0_f64, connects);
     while left > 0 {
         let now = left.min(AT_ONE_TIME);
+        // Those before are gone by their silence: no more at one time than in the warm-up.
+        while broker.metric("tidelog_connections")? > (WARM_UP_AT_ONE_TIME - AT_ONE_TIME) as f64 {
+            sleep(Duration::from_millis(10)).await;
+        }
         come_and_be_killed(broker.address().to_owned(), now).await?;
         left -= now;
         most = most.max(broker.metric("tidelog_connections")?);
