@@ -24,6 +24,10 @@ const WITHIN: Duration = Duration::from_secs(120);
 /// What takes longer to be given back is not given back.
 const SETTLED_WITHIN: Duration = Duration::from_secs(20);
 
+/// QUIC's buffer for what arrives: 32 times 64 payloads. It is the broker's and nobody's else; beside an idle broker next to
+/// nothing of it is resident, after much traffic, or where a start has used the memory before, all of it.
+pub(crate) const RECEIVE_BUFFER_BYTES: u64 = 32 * 64 * tidelog_protocol::UDP_PAYLOAD_BYTES_MAX as u64;
+
 /// What differs from the defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Settings {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use tidelog_client::Client;
-use tidelog_protocol::{StreamDescription, StreamName, StreamSettings, UDP_PAYLOAD_BYTES_MAX};
+use tidelog_protocol::{StreamDescription, StreamName, StreamSettings};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant};
 
-use super::child::{ChildBroker, Settings, Usage, data_below, mib};
+use super::child::{ChildBroker, RECEIVE_BUFFER_BYTES, Settings, Usage, data_below, mib};
 use super::harness::failure::Failure;
 use super::harness::folder::RunFolder;
 use super::harness::random::number_from_environment;
@@ -20,9 +20,6 @@ const FILES_MAX: usize = 512;
 const BYTES_A_STREAM_MAX: u64 = 1_024;
 /// The same while running, without what a start has used and given back.
 const BYTES_A_STREAM_RUNNING_MAX: u64 = 700;
-/// QUIC's buffer for what arrives: 32 times 64 payloads. It is the broker's and not the streams'; where the start has used
-/// the memory before, all of it is resident, beside an empty broker next to nothing.
-const RECEIVE_BUFFER_BYTES: u64 = 32 * 64 * UDP_PAYLOAD_BYTES_MAX as u64;
 /// Appends that one sync is to stand for, at least, while all streams are written to.
 const APPENDS_A_SYNC_MIN: u64 = 8;
 
