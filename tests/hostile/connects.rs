@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidelog_protocol::{ProducerName, StartAt, StreamName, StreamSettings};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::child::{ChildBroker, Settings, data_below, mib};
 use super::harness::failure::Failure;
@@ -19,6 +19,8 @@ const WARM_UP_AT_ONE_TIME: u64 = 400;
 const WARM_UP_ROUNDS: u64 = 2;
 /// A killed client shows in nothing but its silence.
 const IDLE_TIMEOUT_MS: u64 = 1_000;
+/// Silence is noticed within this on the busiest machine.
+const GONE_WITHIN: Duration = Duration::from_secs(120);
 /// What memory may have grown by: a twentieth, and what an allocator keeps for itself in a process this small.
 const MEMORY_SLACK_BYTES: u64 = 4 << 20;
 
@@ -44,7 +46,11 @@ pub(crate) async fn run() -> Result<(), Failure> {
     while left > 0 {
         let now = left.min(AT_ONE_TIME);
         // Those before are gone by their silence: no more at one time than in the warm-up.
+        let since = Instant::now();
         while broker.metric("tidelog_connections")? > (WARM_UP_AT_ONE_TIME - AT_ONE_TIME) as f64 {
+            if since.elapsed() > GONE_WITHIN {
+                return Err(Failure::violation("clients that were killed are still counted as connected"));
+            }
             sleep(Duration::from_millis(10)).await;
         }
         come_and_be_killed(broker.address().to_owned(), now).await?;
