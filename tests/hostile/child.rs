@@ -93,12 +93,17 @@ impl Drop for ChildBroker {
 }
 
 /// What a process has of the machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Usage {
     /// Memory that no file stands behind.
     pub(crate) memory_bytes: u64,
-    pub(crate) files: usize,
-    pub(crate) threads: usize,
+    /// What its open files are.
+    pub(crate) files: Vec<String>,
+    /// The names of its threads, without sled's.
+    pub(crate) threads: Vec<String>,
+    /// Threads of sled, which are for the process and not for a database: 7 from its first use on, and one more whenever
+    /// it has work while fewer than 7 wait. Some of those stay (`sled/src/threadpool.rs`, version 0.34.7).
+    pub(crate) sled_threads: usize,
 }
 
 /// What clients have of the broker, by its own metrics.
@@ -227,28 +232,43 @@ impl ChildBroker {
     pub(crate) fn usage(&self) -> Result<Usage, Failure> {
         let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
         let gone = |error: std::io::Error| Failure::violation(format!("the broker is gone: {error}"));
-        let count = |name: &str| std::fs::read_dir(folder.join(name)).map(Iterator::count).map_err(gone);
+        let listed = |name: &str| std::fs::read_dir(folder.join(name)).map_err(gone);
+        // What is closed, or ends, while it is looked at is not there.
+        let paths = |entry: std::io::Result<std::fs::DirEntry>| Some(entry.ok()?.path());
+        let files = listed("fd")?.filter_map(paths).filter_map(|path| std::fs::read_link(path).ok());
+        let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
+        let names =
+            listed("task")?.filter_map(paths).filter_map(|path| std::fs::read_to_string(path.join("comm")).ok());
+        let mut threads: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+        let all = threads.len();
+        threads.retain(|name| !name.starts_with("sled-io-"));
+        let sled_threads = all - threads.len();
+        files.sort_unstable();
+        threads.sort_unstable();
         let status = std::fs::read_to_string(folder.join("status")).map_err(gone)?;
         let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
         let kib: u64 = kib.and_then(|kib| kib.trim().parse().ok()).unwrap_or_default();
         if kib == 0 {
             return Err(Failure::violation("the broker is gone: it has no memory"));
         }
-        Ok(Usage { memory_bytes: kib * 1_024, files: count("fd")?, threads: count("task")? })
+        Ok(Usage { memory_bytes: kib * 1_024, files, threads, sled_threads })
     }
 
-    /// What it has of the machine once its files and threads are back at `before`, or after a while if they do not come
-    /// back: the monitor closes a connection a little later than the one that asked.
+    /// What it has of the machine once it has no more threads than `before`, and no more files than then and
+    /// `files_more`. That is waited for a while: the monitor closes a connection a little later than the one that asked.
     ///
     /// # Errors
     ///
-    /// As for [`Self::usage`].
-    pub(crate) async fn usage_at_most(&self, before: Usage) -> Result<Usage, Failure> {
+    /// As for [`Self::usage`], and a violation if they do not come back.
+    pub(crate) async fn usage_back_at(&self, before: &Usage, files_more: usize) -> Result<Usage, Failure> {
         let since = Instant::now();
         loop {
             let usage = self.usage()?;
-            if (usage.files <= before.files && usage.threads <= before.threads) || since.elapsed() > SETTLED_WITHIN {
+            if usage.files.len() <= before.files.len() + files_more && usage.threads.len() <= before.threads.len() {
                 return Ok(usage);
+            }
+            if since.elapsed() > SETTLED_WITHIN {
+                return Err(Failure::Violation(format!("files or threads are left: {before:#?} -> {usage:#?}")));
             }
             sleep(Duration::from_millis(20)).await;
         }
