@@ -41,6 +41,8 @@ mod report;
 pub mod sequencer;
 pub mod server;
 pub mod state;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 mod workers;
 
 pub use broker::{Broker, StartError};
