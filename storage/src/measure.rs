@@ -31,12 +31,8 @@ pub fn measure_syncs(
         return Err(io::Error::new(io::ErrorKind::StorageFull, "too little is free to measure on"));
     }
     let name = format!("{SPARE_PREFIX}{NAME}");
-    match medium.remove(&name) {
-        // One that could not be removed at its end.
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    // One that could not be removed at its end.
+    remove(medium, &name)?;
     let file = zeroed_file(medium, &name, len)?;
     // Zeros may be written as nothing at all.
     let block = vec![0xa5; append_bytes as usize];
@@ -54,8 +50,15 @@ pub fn measure_syncs(
         times.push(clock().saturating_sub(before));
     }
     drop(file);
-    let removed = medium.remove(&name);
-    outcome.and(removed).map(|()| times)
+    outcome.and(remove(medium, &name)).map(|()| times)
+}
+
+/// Gone is gone: a start that has found such a file removes it when it comes to that, whoever has made it again by then.
+fn remove(medium: &dyn Medium, name: &str) -> io::Result<()> {
+    match medium.remove(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +92,17 @@ mod tests {
         let times = measure_syncs(&medium, 512, 100, &|| Duration::ZERO, &is_over).unwrap();
         assert_eq!(times.len(), 2);
         assert_eq!(medium.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_start_that_clears_up_meanwhile_is_no_trouble() {
+        let medium = MemoryMedium::new();
+        let clears_up = || {
+            // The first time it is there.
+            let _ = medium.remove("spare-measure-sync");
+            false
+        };
+        assert_eq!(measure_syncs(&medium, 512, 2, &|| Duration::ZERO, &clears_up).unwrap().len(), 2);
     }
 
     #[test]
