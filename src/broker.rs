@@ -1,25 +1,22 @@
 //! The embedding face: starts a broker on a thread and runtime of its own, from any thread, and stops it.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use tidelog_protocol::CloseCode;
 use tidelog_storage::medium::{DiskMedium, Medium, MemoryMedium};
 use tidelog_storage::{Entropy, OpenError, RecoveryReport, Sabotages};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
-use crate::assembly::{Assembly, Parts, recover};
+use crate::assembly::Parts;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{BrokerConfig, CheckedConfig, ConfigError, MediumChoice};
 use crate::counters::Counters;
+use crate::listening::Listening;
 use crate::monitor_link::MonitorLink;
-use crate::server::peers::Peers;
 use crate::server::quic::{ListenError, Listener, open_socket};
-use crate::server::session;
 use crate::server::tls::{Identity, IdentityError};
 use crate::workers::Shell;
 
@@ -234,13 +231,13 @@ fn run(parts: Parts, ready: &SyncSender<Result<Ready, StartError>>) {
     let opened = local.block_on(&runtime, async { open(&parts) });
     parts.counters.set_recovery(parts.clock.monotonic().saturating_sub(started));
     match opened {
-        Ok((mut running, is_ready)) => {
+        Ok((mut listening, is_ready)) => {
             parts.link.ready();
             let _ = ready.send(Ok(is_ready));
-            local.block_on(&runtime, running.run(&parts));
+            local.block_on(&runtime, listening.run(&parts));
             // Sessions go with the set that they run in; what they shared is then this thread's alone.
             drop(local);
-            running.stop();
+            listening.stop();
         }
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -248,27 +245,19 @@ fn run(parts: Parts, ready: &SyncSender<Result<Ready, StartError>>) {
     }
 }
 
-/// A broker that listens.
-struct Running {
-    assembly: Assembly,
-    listener: Listener,
-}
-
-fn open(parts: &Parts) -> Result<(Running, Ready), StartError> {
+fn open(parts: &Parts) -> Result<(Listening, Ready), StartError> {
     let config = &parts.config;
     // Before the folder is touched: a broker that can't be reached has no business in it.
     let socket = open_socket(config.listen)?;
     let medium = open_medium(config)?;
-    let recovered = recover(parts, &medium)?;
-    // Behind the lock that the log holds: two brokers making an identity in one folder would replace each other's.
-    let identity = Identity::load_or_make(config.folder())?;
-    let peers = Peers::new(config, &parts.counters);
-    let listener = Listener::start(socket, identity.server_config()?, identity.reset_key(), config)?
-        .with_peers(Arc::clone(&peers));
-    let report = recovered.report().clone();
-    let assembly = Assembly::start(parts, recovered, peers, &Shell::Threads)?;
-    let ready = Ready { local_addr: listener.local_addr(), pin: identity.pin().to_owned(), report };
-    Ok((Running { assembly, listener }, ready))
+    let mut pin = String::new();
+    let listening = Listening::open(parts, &medium, &Shell::Threads, || {
+        let identity = Identity::load_or_make(config.folder())?;
+        identity.pin().clone_into(&mut pin);
+        Ok(Listener::start(socket, identity.server_config()?, identity.reset_key(), config)?)
+    })?;
+    let ready = Ready { local_addr: listening.local_addr(), pin, report: listening.recovery_report().clone() };
+    Ok((listening, ready))
 }
 
 pub(crate) fn open_medium(config: &CheckedConfig) -> Result<Arc<dyn Medium>, StartError> {
@@ -280,33 +269,4 @@ pub(crate) fn open_medium(config: &CheckedConfig) -> Result<Arc<dyn Medium>, Sta
         MediumChoice::Memory => Arc::new(MemoryMedium::new()),
         MediumChoice::Custom(medium) => Arc::clone(medium),
     })
-}
-
-impl Running {
-    async fn run(&mut self, parts: &Parts) {
-        let engine = self.assembly.engine();
-        let listener = &self.listener;
-        let accepting = async {
-            while let Some(incoming) = listener.accept().await {
-                let engine = Rc::clone(&engine);
-                tokio::task::spawn_local(async move {
-                    match incoming.handshake().await {
-                        Ok(connection) => {
-                            let admitted = Arc::clone(&connection);
-                            session::serve(engine, connection, move || admitted.admit()).await;
-                        }
-                        Err(error) => tracing::debug!("a handshake failed: {error}"),
-                    }
-                });
-            }
-        };
-        self.assembly.run(parts, accepting).await;
-        self.listener.close(CloseCode::Stopping, "the broker is stopping").await;
-    }
-
-    fn stop(self) {
-        let Self { assembly, listener } = self;
-        drop(listener);
-        assembly.stop();
-    }
 }

@@ -42,6 +42,12 @@ pub enum DiskWork {
 pub trait Pace: fmt::Debug {
     /// Waits behind `work`.
     fn pause(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>>;
+
+    /// Waits before a group is written or synced; not called before any other work.
+    fn before(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        let _ = work;
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// The least pause: everything else that can go on does so first.
@@ -122,9 +128,11 @@ impl Log {
     }
 
     async fn commit(&self, group: &mut Group) -> Result<LogOutcome, Poisoned> {
+        self.pace.before(DiskWork::Write).await;
         let written = self.writer.borrow_mut().write(group);
         self.pace.pause(DiskWork::Write).await;
         let sealed = written?;
+        self.pace.before(DiskWork::Sync).await;
         let before = self.clock.monotonic();
         let synced = self.writer.borrow_mut().sync();
         self.pace.pause(DiskWork::Sync).await;

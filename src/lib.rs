@@ -28,6 +28,7 @@ mod events;
 mod id_map;
 pub mod in_process;
 mod inline;
+mod listening;
 mod live;
 pub mod local_broker;
 mod log_thread;

@@ -1,4 +1,4 @@
-//! QUIC as the broker speaks it: the one file of the broker that knows quinn.
+//! QUIC as the broker speaks it: with the weather of the test kit below it, all of the broker that knows quinn.
 //!
 //! A stranger gets little: until [`QuicConnection::admit`] a connection has one QUIC stream. The two windows are small and
 //! stay so until the session finds that they are made use of. When many strangers come at once, each has to show first that
@@ -13,15 +13,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, VarInt};
+use quinn::{
+    AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime as _,
+    TokioRuntime, VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use tidelog_protocol::{
     ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
 };
 
+#[cfg(feature = "testkit")]
+pub(crate) use self::weather::Weather;
 use crate::config::CheckedConfig;
 use crate::counters::{Counters, HandshakeFailure};
 use crate::server::peers::{Peers, Stranger, WINDOW_BYTES};
+
+#[cfg(feature = "testkit")]
+mod weather;
 
 /// Asked for the socket's two buffers: a burst of 4 MiB waits in the kernel instead of being lost.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -75,6 +83,20 @@ pub enum ListenError {
 ///
 /// [`ListenError::InUse`] or [`ListenError::Socket`].
 pub fn open_socket(address: SocketAddr) -> Result<UdpSocket, ListenError> {
+    bind(address, false)
+}
+
+/// The same for an address that another socket of this process stays bound to, and lets others have.
+///
+/// # Errors
+///
+/// As [`open_socket`].
+#[cfg(feature = "testkit")]
+pub(crate) fn open_socket_beside(address: SocketAddr) -> Result<UdpSocket, ListenError> {
+    bind(address, true)
+}
+
+fn bind(address: SocketAddr, is_shared: bool) -> Result<UdpSocket, ListenError> {
     let open = || -> io::Result<UdpSocket> {
         let socket = socket2::Socket::new(
             socket2::Domain::for_address(address),
@@ -82,6 +104,7 @@ pub fn open_socket(address: SocketAddr) -> Result<UdpSocket, ListenError> {
             Some(socket2::Protocol::UDP),
         )?;
         enlarge_buffers(&socket);
+        socket.set_reuse_address(is_shared)?;
         socket.bind(&address.into())?;
         socket.set_nonblocking(true)?;
         Ok(socket.into())
@@ -140,6 +163,31 @@ impl Listener {
         config: &CheckedConfig,
     ) -> Result<Listener, ListenError> {
         let failed = |source| ListenError::Socket { address: config.listen, source };
+        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        Self::start_on(socket, tls, reset_key, config)
+    }
+
+    /// As [`Self::start`], over bad weather.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn start_in(
+        weather: Arc<dyn Weather>,
+        socket: UdpSocket,
+        tls: rustls::ServerConfig,
+        reset_key: ring::hmac::Key,
+        config: &CheckedConfig,
+    ) -> Result<Listener, ListenError> {
+        let failed = |source| ListenError::Socket { address: config.listen, source };
+        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        Self::start_on(weather::over(socket, weather), tls, reset_key, config)
+    }
+
+    fn start_on(
+        socket: Arc<dyn AsyncUdpSocket>,
+        tls: rustls::ServerConfig,
+        reset_key: ring::hmac::Key,
+        config: &CheckedConfig,
+    ) -> Result<Listener, ListenError> {
+        let failed = |source| ListenError::Socket { address: config.listen, source };
         let local_addr = socket.local_addr().map_err(failed)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|error| ListenError::Tls(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -148,8 +196,9 @@ impl Listener {
             .max_incoming(HANDSHAKES_WAITING_MAX)
             .incoming_buffer_size(HANDSHAKE_BUFFER_BYTES)
             .incoming_buffer_size_total(HANDSHAKE_BUFFER_BYTES_TOTAL);
-        let endpoint =
-            Endpoint::new(endpoint_config(reset_key), Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(reset_key), Some(server), socket, runtime)
+            .map_err(failed)?;
         Ok(Listener {
             endpoint,
             local_addr,

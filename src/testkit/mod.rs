@@ -1,1 +1,29 @@
 //! The broker inside a test: up in milliseconds, misbehaving on command.
+//!
+//! A [`TestBroker`] is the broker itself, in the test's process: the same log, the same sessions, QUIC and TLS on a free
+//! port. A program under test needs its [address](TestBroker::address) and nothing else. What hurts in production can be
+//! [asked for](Faults), one fault at a time or [from a seed](Start::faults_from); [`trials`] runs a test under many seeds
+//! and kills the program as well. What has become of it is [checked](TestBroker::no_acknowledged_loss).
+//!
+//! A broker has one thread, which is gone when the [`TestBroker`] is dropped; any number of them live in one process.
+//! Nothing is global: tracing subscriber and TLS provider of the embedding program stay as they are.
+
+mod broker;
+mod clock;
+mod disk;
+mod fate;
+mod faults;
+mod lives;
+mod pace;
+mod port;
+mod seeded;
+mod trials;
+mod wire;
+mod witness;
+
+pub use broker::{Start, TestBroker};
+pub use clock::TestClock;
+pub use fate::{Death, Step};
+pub use faults::Faults;
+pub use trials::{Trial, trials};
+pub use witness::AcknowledgedLoss;

@@ -1,0 +1,404 @@
+//! A broker of a test's own.
+
+use std::future::{Future, IntoFuture};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tempfile::TempDir;
+use tidelog_client::{Client, ClientConfig};
+use tidelog_storage::medium::{SimulatedMedium, SimulatedRng};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+
+use super::clock::TestClock;
+use super::disk::{Disk, FaultyFolder};
+use super::fate::{Death, Fate};
+use super::faults::Faults;
+use super::lives::{Command, Lives, Phase};
+use super::port::Port;
+use super::seeded::Seeded;
+use super::wire::{Connections, Wire};
+use super::witness::Witness;
+use crate::broker::StartError;
+use crate::config::{BrokerConfig, CheckedConfig, CheckpointChoice};
+use crate::counters::Counters;
+
+/// Small, so that a broker is up at once and takes little memory.
+const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
+
+/// A broker of a test's own: up in milliseconds, reached by a URL, gone when it is dropped.
+///
+/// ```
+/// use tidelog::testkit::TestBroker;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = TestBroker::start().await;
+/// // All that the program under test needs: `tidelog://127.0.0.1:PORT?pin=…`.
+/// let url = broker.address();
+/// # assert!(url.starts_with("tidelog://127.0.0.1:"));
+///
+/// let client = broker.client().await;
+/// # client.close().await;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It is the broker that `tidelog serve` runs, with QUIC and TLS, on a thread of its own. Its log is on a simulated disk
+/// in memory, or [in a folder](Start::on_disk). When the test panics, what has befallen the broker is printed, with the
+/// seed, if its faults came from one.
+#[derive(Debug)]
+pub struct TestBroker {
+    address: String,
+    faults: Faults,
+    counters: Arc<Counters>,
+    commands: UnboundedSender<Command>,
+    phase: watch::Receiver<Phase>,
+    thread: Option<JoinHandle<()>>,
+    folder: Option<TempDir>,
+    seed: Option<u64>,
+}
+
+/// How a [`TestBroker`] is to be; awaiting it starts the broker.
+#[derive(Debug, Clone)]
+#[must_use = "it starts when it is awaited"]
+pub struct Start {
+    config: BrokerConfig,
+    on_disk: bool,
+    manual_clock_ms: Option<i64>,
+    seed: Option<u64>,
+}
+
+impl Start {
+    /// In a temporary folder on this machine's disk, which is removed when the test succeeds and kept, its path printed,
+    /// when it panics.
+    pub fn on_disk(mut self) -> Self {
+        self.on_disk = true;
+        self
+    }
+
+    /// With a clock that stands at `wall_ms` (milliseconds since 1970-01-01 UTC) until it is
+    /// [advanced](TestClock::advance).
+    pub fn manual_clock(mut self, wall_ms: i64) -> Self {
+        self.manual_clock_ms = Some(wall_ms);
+        self
+    }
+
+    /// Lets the outages that follow from `seed` befall it: at most six, lost and doubled requests, lost and late answers,
+    /// deaths at any step, losses of power, torn writes, a network that is away, a clock that jumps. The same seed
+    /// brings the same faults to the same occasions again.
+    pub fn faults_from(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// With other settings. Where the log is kept is not among them.
+    pub fn configure(mut self, change: impl FnOnce(&mut BrokerConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Starts it, and says why not instead of panicking.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn try_start(self) -> Result<TestBroker, StartError> {
+        let Self { mut config, on_disk, manual_clock_ms, seed } = self;
+        let folder_failed = |folder: &Path, source| StartError::Folder { folder: folder.display().to_string(), source };
+        let folder = match on_disk {
+            true => Some(
+                tempfile::Builder::new()
+                    .prefix("tidelog-test-")
+                    .tempdir()
+                    .map_err(|source| folder_failed(&std::env::temp_dir(), source))?,
+            ),
+            false => None,
+        };
+        let disk = match &folder {
+            Some(folder) => {
+                config.medium = crate::MediumChoice::Disk(folder.path().to_owned());
+                Disk::Folder(FaultyFolder::open(folder.path()).map_err(|source| folder_failed(folder.path(), source))?)
+            }
+            None => {
+                config.checkpoints = CheckpointChoice::Nowhere;
+                Disk::Simulated(SimulatedMedium::new(seed.unwrap_or_default()))
+            }
+        };
+        let limits = CheckedConfig::try_from(config.clone())?.limits.clone();
+        let port = Port::open(config.listen)?;
+        let local_addr = port.address();
+        let fate = Arc::new(Fate::default());
+        if let Some(seed) = seed {
+            fate.follow(Seeded::new(seed, disk.can_lose_power()));
+        }
+        let clock = Arc::new(manual_clock_ms.map_or_else(TestClock::of_the_machine, TestClock::manual));
+        let wire = Arc::new(Wire {
+            fate: Arc::clone(&fate),
+            witness: Arc::new(Witness::default()),
+            clock: Arc::clone(&clock),
+            limits,
+            connections: Connections::default(),
+        });
+        let counters = Arc::new(Counters::new());
+        let (commands, receiver) = unbounded_channel();
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let lives = Lives {
+            config,
+            disk: disk.clone(),
+            port,
+            fate: Arc::clone(&fate),
+            wire: Arc::clone(&wire),
+            clock: Arc::clone(&clock),
+            counters: Arc::clone(&counters),
+            commands: receiver,
+            phase,
+            identity: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("tidelog-test".to_owned())
+            .spawn(|| lives.run())
+            .map_err(StartError::Thread)?;
+        let mut broker = TestBroker {
+            address: String::new(),
+            faults: Faults { fate, wire, disk, clock },
+            counters,
+            commands,
+            phase: phases,
+            thread: Some(thread),
+            folder,
+            seed,
+        };
+        let (_, pin) = broker.up().await?;
+        broker.address = format!("tidelog://{local_addr}?pin={pin}");
+        Ok(broker)
+    }
+}
+
+impl IntoFuture for Start {
+    type Output = TestBroker;
+    type IntoFuture = Pin<Box<dyn Future<Output = TestBroker> + Send>>;
+
+    /// Starts the broker.
+    ///
+    /// # Panics
+    /// If it does not start; [`try_start`](Start::try_start) says why instead.
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async {
+            match self.try_start().await {
+                Ok(broker) => broker,
+                Err(error) => panic!("the test's broker does not start: {error}"),
+            }
+        })
+    }
+}
+
+impl TestBroker {
+    /// A broker in memory, on any free port, ready when this is awaited. What it returns can first be told
+    /// [otherwise](Start).
+    pub fn start() -> Start {
+        let config = BrokerConfig { segment_first_bytes: SEGMENT_FIRST_BYTES, ..BrokerConfig::in_memory() };
+        Start { config, on_disk: false, manual_clock_ms: None, seed: None }
+    }
+
+    /// `tidelog://127.0.0.1:PORT?pin=…`: all that a client needs. The same in all lives of the broker.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// How a client reaches it, for one with other settings.
+    ///
+    /// # Panics
+    /// Never in practice: the address is the broker's own.
+    #[must_use]
+    pub fn client_config(&self) -> ClientConfig {
+        let address = self.address.parse().expect("the broker's own address is one");
+        ClientConfig::find(&address, None).expect("the pin is in the address")
+    }
+
+    /// A client of it, connected.
+    ///
+    /// # Panics
+    /// If it can't be reached.
+    pub async fn client(&self) -> Client {
+        match Client::connect(self.client_config()).await {
+            Ok(client) => client,
+            Err(error) => panic!("the test's broker can't be reached: {error}"),
+        }
+    }
+
+    /// What can befall it.
+    #[must_use]
+    pub const fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Its clock.
+    #[must_use]
+    pub fn clock(&self) -> &TestClock {
+        &self.faults.clock
+    }
+
+    /// Its counters, over all its lives.
+    #[must_use]
+    pub const fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Its folder, if it is [on disk](Start::on_disk).
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref().map(TempDir::path)
+    }
+
+    // Lives.
+
+    /// Kills it now, as SIGKILL does. It stays dead until [`start_again`](Self::start_again).
+    pub async fn crash(&self) {
+        self.die(Death::Killed).await;
+    }
+
+    /// Its machine loses power now: of what was not synced any part is there afterwards, in any order. It stays dead
+    /// until [`start_again`](Self::start_again).
+    ///
+    /// # Panics
+    /// On a real folder: leave out `on_disk()`.
+    pub async fn power_loss(&self) {
+        self.faults.must_simulate("loses power");
+        self.die(Death::PowerLost).await;
+    }
+
+    /// Starts it again after [`crash`](Self::crash) or [`power_loss`](Self::power_loss), on the same disk, port and
+    /// key. Nothing happens if it is up.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start_again(&self) {
+        // Its thread is gone only with the broker.
+        let _ = self.commands.send(Command::Live);
+        if let Err(error) = self.up().await {
+            panic!("the test's broker does not start again: {error}");
+        }
+    }
+
+    /// Waits until it has died and risen so often, from faults of any kind. A first life is not counted.
+    ///
+    /// # Panics
+    /// If it does not start again.
+    pub async fn risen(&self, times: u64) {
+        let mut phases = self.phase.clone();
+        let risen = |phase: &Phase| match phase {
+            Phase::Up { life, .. } => *life > times,
+            Phase::Over(_) => true,
+            Phase::Starting | Phase::Dead => false,
+        };
+        // The sender is gone only when it is over.
+        let phase = phases.wait_for(risen).await.map_or(Phase::Over(None), |phase| phase.clone());
+        if let Phase::Over(Some(error)) = phase {
+            panic!("the test's broker does not start again: {error}");
+        }
+    }
+
+    /// How often it has risen from the dead.
+    #[must_use]
+    pub fn rises(&self) -> u64 {
+        match *self.phase.borrow() {
+            Phase::Up { life, .. } => life - 1,
+            _ => 0,
+        }
+    }
+
+    /// Stops it in order: what was accepted is durable and answered, connections are closed, its thread is gone.
+    pub async fn stop(mut self) {
+        let _ = self.commands.send(Command::Stop);
+        // The sender goes with the thread.
+        let _ = self.phase.wait_for(|phase| matches!(phase, Phase::Over(_))).await;
+        self.join();
+    }
+
+    // Checks.
+
+    /// Every record that a program was told to be durable is where it was said to be, with the bytes that were sent:
+    /// panics with stream and offsets of what is lost. Streams that somebody has removed are left out.
+    ///
+    /// # Panics
+    /// See above; and if the broker can't be read.
+    pub async fn no_acknowledged_loss(&self) {
+        let client = self.client().await;
+        let checked = self.faults.wire.witness.check(&client).await;
+        client.close().await;
+        match checked {
+            Ok(Ok(())) => {}
+            Ok(Err(loss)) => panic!("{loss}"),
+            Err(error) => panic!("what was acknowledged can't be read: {error}"),
+        }
+    }
+
+    /// How many records programs were told to be durable, duplicates included.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.faults.wire.witness.acknowledged()
+    }
+
+    async fn die(&self, death: Death) {
+        let (told, dead) = oneshot::channel();
+        self.faults.fate.tell(death.to_string());
+        let _ = self.commands.send(Command::Die(death, told));
+        // It is over, if nobody answers.
+        let _ = dead.await;
+    }
+
+    /// Waits until it is up.
+    async fn up(&self) -> Result<(u64, String), StartError> {
+        let mut phases = self.phase.clone();
+        let phase = phases.wait_for(|phase| matches!(phase, Phase::Up { .. } | Phase::Over(_))).await;
+        match phase.map_or(Phase::Over(None), |phase| phase.clone()) {
+            Phase::Up { life, pin } => Ok((life, pin)),
+            Phase::Over(Some(error)) => Err(Arc::try_unwrap(error)
+                .unwrap_or_else(|error| StartError::Thread(std::io::Error::other(error.to_string())))),
+            _ => Err(StartError::Thread(std::io::Error::other("the broker's thread is gone"))),
+        }
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the test broker's thread panicked");
+        }
+    }
+
+    fn tell_what_happened(&self) {
+        if let Some(seed) = self.seed {
+            eprintln!("the test's broker had its faults from TIDELOG_SEED={seed}");
+        }
+        let story = self.faults.story();
+        if !story.is_empty() {
+            eprintln!("what has befallen the test's broker:");
+            story.iter().for_each(|line| eprintln!("  {line}"));
+        }
+    }
+}
+
+impl Drop for TestBroker {
+    /// Stops it in order and waits for its thread.
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        self.join();
+        if std::thread::panicking() {
+            self.tell_what_happened();
+            if let Some(folder) = self.folder.take() {
+                eprintln!("its folder is kept: {}", folder.keep().display());
+            }
+        }
+    }
+}
+
+/// A seed that no other run has had, from the operating system.
+pub(super) fn new_seed() -> u64 {
+    let mut entropy = tidelog_storage::Entropy::System;
+    // Without random numbers any seed is as good.
+    entropy.next_u64().unwrap_or_else(|_| SimulatedRng::new(u64::from(std::process::id())).next_u64())
+}

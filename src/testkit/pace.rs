@@ -1,0 +1,73 @@
+//! The steps of the log, as the broker's own tasks come to them: where its disk is slow or fails, and where it dies.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::clock::TestClock;
+use super::disk::Disk;
+use super::fate::{Death, Ending, Fate, Step, Strike};
+use crate::inline::{DiskWork, Pace};
+
+/// The pace of a broker that something may befall.
+#[derive(Debug)]
+pub(super) struct FatefulPace {
+    pub(super) fate: Arc<Fate>,
+    pub(super) disk: Disk,
+    pub(super) clock: Arc<TestClock>,
+}
+
+impl FatefulPace {
+    async fn at(&self, step: Step) {
+        match self.fate.at(step) {
+            None | Some(Strike::Cut) => {}
+            Some(Strike::Dies(death)) => self.dies(death).await,
+            Some(Strike::Late(by)) => tokio::time::sleep(by).await,
+            Some(Strike::CutOff(time)) => self.fate.cut_off(time),
+            Some(Strike::SyncFails) => self.disk.fail_next_sync(),
+            Some(Strike::WriteFails) => self.disk.fail_next_write(),
+            Some(Strike::Torn) => self.disk.tear_next_write(),
+            Some(Strike::Jump(by_ms)) => self.clock.jump_ms(by_ms),
+        }
+    }
+
+    async fn dies(&self, death: Death) {
+        self.fate.die(Ending { death, is_sudden: true });
+        std::future::pending::<()>().await;
+    }
+
+    async fn stops_with_the_disk(&self) {
+        if let Some(death) = self.disk.has_stopped() {
+            self.dies(death).await;
+        }
+    }
+}
+
+impl Pace for FatefulPace {
+    fn pause(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(async move {
+            self.stops_with_the_disk().await;
+            match work {
+                DiskWork::Write => self.at(Step::AfterWrite).await,
+                DiskWork::Sync => self.at(Step::AfterSync).await,
+                _ => {}
+            }
+            tokio::task::yield_now().await;
+        })
+    }
+
+    fn before(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+        Box::pin(async move {
+            match work {
+                DiskWork::Write => self.at(Step::BeforeWrite).await,
+                DiskWork::Sync => {
+                    let late = self.fate.standing().disk_late;
+                    if !late.is_zero() {
+                        tokio::time::sleep(late).await;
+                    }
+                    self.at(Step::BeforeSync).await;
+                }
+                _ => {}
+            }
+        })
+    }
+}
