@@ -16,7 +16,26 @@ use crate::server::session;
 use crate::workers::Shell;
 
 /// What stands between a connection and its session.
-pub(crate) type Between = Rc<dyn Fn(Arc<dyn Connection>) -> Arc<dyn Connection>>;
+#[derive(Clone)]
+pub(crate) struct Between(Rc<dyn Fn(Arc<dyn Connection>) -> Arc<dyn Connection>>);
+
+impl Between {
+    #[cfg(feature = "testkit")]
+    pub(crate) fn new(wrap: impl Fn(Arc<dyn Connection>) -> Arc<dyn Connection> + 'static) -> Self {
+        Self(Rc::new(wrap))
+    }
+
+    /// `connection` with it in front.
+    pub(crate) fn wrap(&self, connection: Arc<dyn Connection>) -> Arc<dyn Connection> {
+        (self.0)(connection)
+    }
+}
+
+impl std::fmt::Debug for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Between").finish_non_exhaustive()
+    }
+}
 
 /// A broker that listens.
 pub(crate) struct Listening {
@@ -70,7 +89,7 @@ impl Listening {
                         Ok(connection) => {
                             let admitted = Arc::clone(&connection);
                             let connection: Arc<dyn Connection> = match between {
-                                Some(between) => between(connection),
+                                Some(between) => between.wrap(connection),
                                 None => connection,
                             };
                             session::serve(engine, connection, move || admitted.admit()).await;

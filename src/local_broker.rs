@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tidelog_protocol::{CloseCode, Connection};
+use tidelog_storage::medium::Medium;
 use tidelog_storage::{Entropy, RecoveryReport, Sabotages};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -20,6 +21,7 @@ use crate::config::{BrokerConfig, CheckedConfig};
 use crate::counters::Counters;
 use crate::in_process::Listener;
 pub use crate::inline::{DiskWork, OneTurn, Pace};
+use crate::listening::Between;
 use crate::monitor_link::MonitorLink;
 use crate::server::peers::Peers;
 use crate::server::session;
@@ -52,6 +54,7 @@ pub struct LocalBroker {
     assembly: Assembly,
     parts: Parts,
     report: RecoveryReport,
+    between: Option<Between>,
 }
 
 impl LocalBroker {
@@ -70,14 +73,24 @@ impl LocalBroker {
             link: MonitorLink::default(),
         };
         let medium = open_medium(&parts.config)?;
-        let recovered = recover(&parts, &medium)?;
+        Self::of_parts(parts, &medium, config.pace)
+    }
+
+    pub(crate) fn of_parts(parts: Parts, medium: &Arc<dyn Medium>, pace: Rc<dyn Pace>) -> Result<Self, StartError> {
+        let recovered = recover(&parts, medium)?;
         let report = recovered.report().clone();
         let local = LocalSet::new();
         let assembly = {
             let _entered = local.enter();
-            Assembly::start(&parts, recovered, Peers::new(&parts.config, &parts.counters), &Shell::Tasks(config.pace))?
+            Assembly::start(&parts, recovered, Peers::new(&parts.config, &parts.counters), &Shell::Tasks(pace))?
         };
-        Ok(Self { local, assembly, parts, report })
+        Ok(Self { local, assembly, parts, report, between: None })
+    }
+
+    /// Puts something between each connection and its session.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn with_between(self, between: Between) -> Self {
+        Self { between: Some(between), ..self }
     }
 
     /// What the start found in the log.
@@ -101,7 +114,7 @@ impl LocalBroker {
     /// Serves whoever comes over `listener` until it is told to stop: what was accepted is then durable and answered, and
     /// the connections are closed. To be called once; dropping the future and then the broker is its sudden end.
     pub async fn run(&mut self, listener: &mut Listener) {
-        let Self { local, assembly, parts, .. } = self;
+        let Self { local, assembly, parts, between, .. } = self;
         let engine = assembly.engine();
         let mut served: Vec<std::sync::Weak<dyn Connection>> = Vec::new();
         let accepting = async {
@@ -110,6 +123,10 @@ impl LocalBroker {
                     served.retain(|connection| connection.strong_count() > 0);
                 }
                 served.push(Arc::downgrade(&connection));
+                let connection = match between {
+                    Some(between) => between.wrap(connection),
+                    None => connection,
+                };
                 tokio::task::spawn_local(session::serve(Rc::clone(&engine), connection, || {}));
             }
             // Somebody else listens now: whoever is connected is still served.

@@ -2,8 +2,9 @@
 
 use std::future::{Future, IntoFuture};
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use tempfile::TempDir;
@@ -14,16 +15,18 @@ use tokio::sync::{oneshot, watch};
 
 use super::clock::TestClock;
 use super::disk::{Disk, FaultyFolder};
-use super::fate::{Death, Fate};
 use super::faults::Faults;
-use super::lives::{Command, Lives, Phase};
+use super::lives::{Command, Lives, Phase, QuicDoor};
+use super::ordeal::{Death, Ordeal};
 use super::port::Port;
 use super::seeded::Seeded;
+use super::weather::OrdealNetwork;
 use super::wire::{Connections, Wire};
 use super::witness::Witness;
 use crate::broker::StartError;
-use crate::config::{BrokerConfig, CheckedConfig, CheckpointChoice};
+use crate::config::{BrokerConfig, CheckedConfig, CheckpointChoice, MediumChoice};
 use crate::counters::Counters;
+use crate::in_process::{Network, NetworkLimits};
 
 /// Small, so that a broker is up at once and takes little memory.
 const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
@@ -51,7 +54,7 @@ const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
 /// seed, if its faults came from one.
 #[derive(Debug)]
 pub struct TestBroker {
-    address: String,
+    reach: Reach,
     faults: Faults,
     counters: Arc<Counters>,
     commands: UnboundedSender<Command>,
@@ -59,6 +62,20 @@ pub struct TestBroker {
     thread: Option<JoinHandle<()>>,
     folder: Option<TempDir>,
     seed: Option<u64>,
+}
+
+/// How clients reach it.
+#[derive(Debug)]
+enum Reach {
+    Nowhere,
+    Quic {
+        address: String,
+    },
+    InProcess {
+        network: Network,
+        /// Clients that were given a way so far.
+        clients: AtomicU64,
+    },
 }
 
 /// How a [`TestBroker`] is to be; awaiting it starts the broker.
@@ -105,21 +122,87 @@ impl Start {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub async fn try_start(self) -> Result<TestBroker, StartError> {
-        let Self { mut config, on_disk, manual_clock_ms, seed } = self;
-        let folder_failed = |folder: &Path, source| StartError::Folder { folder: folder.display().to_string(), source };
+        let port = Port::open(self.config.listen)?;
+        let local_addr = port.address();
+        let clock = self.manual_clock_ms.map_or_else(TestClock::of_the_machine, TestClock::manual);
+        let (mut broker, lives) = self.prepare(clock, false)?;
+        let thread = std::thread::Builder::new()
+            .name("tidelog-test".to_owned())
+            .spawn(|| lives.run_behind_quic(QuicDoor::new(port)))
+            .map_err(StartError::Thread)?;
+        broker.thread = Some(thread);
+        let pin = broker.up().await?;
+        broker.reach = Reach::Quic { address: format!("tidelog://{local_addr}?pin={pin}") };
+        Ok(broker)
+    }
+
+    /// Runs `body` with a broker that has neither thread nor socket: both are parts of the caller's own task, joined by a
+    /// transport within the process. Time is tokio's. So on a current-thread runtime with a paused clock, as
+    /// `#[tokio::test(start_paused = true)]` has it, waiting takes no time, and with [a seed](Self::faults_from) all that
+    /// happens follows from it, to the byte.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidelog::testkit::TestBroker;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+    /// TestBroker::start()
+    ///     .in_process(async |broker| {
+    ///         let client = broker.client().await;
+    ///         broker.faults().partition(Duration::from_secs(3));
+    ///         // Takes three seconds of the test's time and none of anybody's.
+    ///         assert!(client.list_streams().await.unwrap().is_empty());
+    ///     })
+    ///     .await;
+    /// # });
+    /// ```
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn in_process<T>(self, body: impl AsyncFnOnce(&TestBroker) -> T) -> T {
+        // 2024-01-01: a date that nobody takes for a mistake.
+        let clock = TestClock::of_tokio(self.manual_clock_ms.unwrap_or(1_704_067_200_000));
+        let (mut broker, lives) = match self.prepare(clock, true) {
+            Ok(prepared) => prepared,
+            Err(error) => panic!("the test's broker does not start: {error}"),
+        };
+        let conditions = Arc::new(OrdealNetwork(Arc::clone(&broker.faults.ordeal)));
+        let network = Network::new(NetworkLimits::default(), conditions);
+        broker.reach = Reach::InProcess { network: network.clone(), clients: AtomicU64::new(0) };
+        let mut lives = pin!(lives.run_in_process(network));
+        let test = async {
+            if let Err(error) = broker.up().await {
+                panic!("the test's broker does not start: {error}");
+            }
+            body(&broker).await
+        };
+        let value = tokio::select! {
+            biased;
+            value = test => value,
+            () = &mut lives => panic!("the test's broker did not start again"),
+        };
+        let _ = broker.commands.send(Command::Stop);
+        lives.await;
+        value
+    }
+
+    /// A broker that does not live yet.
+    fn prepare(self, clock: TestClock, is_replayed: bool) -> Result<(TestBroker, Lives), StartError> {
+        let Self { mut config, on_disk, seed, .. } = self;
+        let failed = |folder: &Path, source| StartError::Folder { folder: folder.display().to_string(), source };
         let folder = match on_disk {
             true => Some(
                 tempfile::Builder::new()
                     .prefix("tidelog-test-")
                     .tempdir()
-                    .map_err(|source| folder_failed(&std::env::temp_dir(), source))?,
+                    .map_err(|source| failed(&std::env::temp_dir(), source))?,
             ),
             false => None,
         };
         let disk = match &folder {
             Some(folder) => {
-                config.medium = crate::MediumChoice::Disk(folder.path().to_owned());
-                Disk::Folder(FaultyFolder::open(folder.path()).map_err(|source| folder_failed(folder.path(), source))?)
+                config.medium = MediumChoice::Disk(folder.path().to_owned());
+                Disk::Folder(FaultyFolder::open(folder.path()).map_err(|source| failed(folder.path(), source))?)
             }
             None => {
                 config.checkpoints = CheckpointChoice::Nowhere;
@@ -127,15 +210,13 @@ impl Start {
             }
         };
         let limits = CheckedConfig::try_from(config.clone())?.limits.clone();
-        let port = Port::open(config.listen)?;
-        let local_addr = port.address();
-        let fate = Arc::new(Fate::default());
+        let ordeal = Arc::new(Ordeal::default());
         if let Some(seed) = seed {
-            fate.follow(Seeded::new(seed, disk.can_lose_power()));
+            ordeal.follow(Seeded::new(seed, disk.can_lose_power()));
         }
-        let clock = Arc::new(manual_clock_ms.map_or_else(TestClock::of_the_machine, TestClock::manual));
+        let clock = Arc::new(clock);
         let wire = Arc::new(Wire {
-            fate: Arc::clone(&fate),
+            ordeal: Arc::clone(&ordeal),
             witness: Arc::new(Witness::default()),
             clock: Arc::clone(&clock),
             limits,
@@ -147,32 +228,26 @@ impl Start {
         let lives = Lives {
             config,
             disk: disk.clone(),
-            port,
-            fate: Arc::clone(&fate),
+            ordeal: Arc::clone(&ordeal),
             wire: Arc::clone(&wire),
             clock: Arc::clone(&clock),
             counters: Arc::clone(&counters),
             commands: receiver,
             phase,
-            identity: None,
+            seed: seed.filter(|_| is_replayed),
+            life: 1,
         };
-        let thread = std::thread::Builder::new()
-            .name("tidelog-test".to_owned())
-            .spawn(|| lives.run())
-            .map_err(StartError::Thread)?;
-        let mut broker = TestBroker {
-            address: String::new(),
-            faults: Faults { fate, wire, disk, clock },
+        let broker = TestBroker {
+            reach: Reach::Nowhere,
+            faults: Faults { ordeal, wire, disk, clock },
             counters,
             commands,
             phase: phases,
-            thread: Some(thread),
+            thread: None,
             folder,
             seed,
         };
-        let (_, pin) = broker.up().await?;
-        broker.address = format!("tidelog://{local_addr}?pin={pin}");
-        Ok(broker)
+        Ok((broker, lives))
     }
 }
 
@@ -203,9 +278,16 @@ impl TestBroker {
     }
 
     /// `tidelog://127.0.0.1:PORT?pin=…`: all that a client needs. The same in all lives of the broker.
+    ///
+    /// # Panics
+    /// If the broker is [in process](Start::in_process), where there is none: use [`client`](Self::client).
     #[must_use]
+    #[track_caller]
     pub fn address(&self) -> &str {
-        &self.address
+        match &self.reach {
+            Reach::Quic { address } => address,
+            _ => panic!("a broker in process has no address: use `client()` or `client_config()`"),
+        }
     }
 
     /// How a client reaches it, for one with other settings.
@@ -214,8 +296,20 @@ impl TestBroker {
     /// Never in practice: the address is the broker's own.
     #[must_use]
     pub fn client_config(&self) -> ClientConfig {
-        let address = self.address.parse().expect("the broker's own address is one");
-        ClientConfig::find(&address, None).expect("the pin is in the address")
+        match &self.reach {
+            Reach::InProcess { network, clients } => {
+                let config = ClientConfig::new(network.connector());
+                let number = clients.fetch_add(1, Ordering::Relaxed) + 1;
+                match self.seed {
+                    Some(seed) => config.with_seed(seed ^ number << 40),
+                    None => config,
+                }
+            }
+            _ => {
+                let address = self.address().parse().expect("the broker's own address is one");
+                ClientConfig::find(&address, None).expect("the pin is in the address")
+            }
+        }
     }
 
     /// A client of it, connected.
@@ -344,18 +438,18 @@ impl TestBroker {
 
     async fn die(&self, death: Death) {
         let (told, dead) = oneshot::channel();
-        self.faults.fate.tell(death.to_string());
+        self.faults.ordeal.tell(death.to_string());
         let _ = self.commands.send(Command::Die(death, told));
         // It is over, if nobody answers.
         let _ = dead.await;
     }
 
     /// Waits until it is up.
-    async fn up(&self) -> Result<(u64, String), StartError> {
+    async fn up(&self) -> Result<String, StartError> {
         let mut phases = self.phase.clone();
         let phase = phases.wait_for(|phase| matches!(phase, Phase::Up { .. } | Phase::Over(_))).await;
         match phase.map_or(Phase::Over(None), |phase| phase.clone()) {
-            Phase::Up { life, pin } => Ok((life, pin)),
+            Phase::Up { pin, .. } => Ok(pin),
             Phase::Over(Some(error)) => Err(Arc::try_unwrap(error)
                 .unwrap_or_else(|error| StartError::Thread(std::io::Error::other(error.to_string())))),
             _ => Err(StartError::Thread(std::io::Error::other("the broker's thread is gone"))),

@@ -21,6 +21,11 @@ pub struct TestClock {
 enum Time {
     Machine(SystemClock),
     Manual(ManualClock),
+    /// Tokio's, which a paused runtime moves by itself.
+    Tokio {
+        started: tokio::time::Instant,
+        wall_ms: i64,
+    },
 }
 
 impl TestClock {
@@ -32,14 +37,25 @@ impl TestClock {
         Self { time: Time::Manual(ManualClock::new(wall_ms)), jumped_ms: Mutex::new(0) }
     }
 
+    /// Within a runtime.
+    pub(super) fn of_tokio(wall_ms: i64) -> Self {
+        let started = tokio::time::Instant::now();
+        Self { time: Time::Tokio { started, wall_ms }, jumped_ms: Mutex::new(0) }
+    }
+
     /// Lets time pass.
     ///
     /// # Panics
-    /// If the clock is the machine's: start the broker with [`manual_clock`](super::Start::manual_clock).
+    /// If the clock is the machine's: start the broker with [`manual_clock`](super::Start::manual_clock). A broker
+    /// [in process](super::Start::in_process) goes by tokio's clock: `tokio::time::advance` moves it.
     #[track_caller]
     pub fn advance(&self, by: Duration) {
         match &self.time {
             Time::Manual(clock) => clock.advance(by),
+            Time::Tokio { .. } => panic!(
+                "a broker in process goes by tokio's clock: move it with `tokio::time::advance(…).await` in a test with \
+                 `start_paused = true`"
+            ),
             Time::Machine(_) => panic!(
                 "this broker runs by the machine's clock, which nobody can advance: start it with \
                  `TestBroker::start().manual_clock(…)`, or let the wall clock alone jump with `jump_ms`"
@@ -65,6 +81,9 @@ impl Clock for TestClock {
         let wall_ms = match &self.time {
             Time::Machine(clock) => clock.wall_ms(),
             Time::Manual(clock) => clock.wall_ms(),
+            Time::Tokio { started, wall_ms } => {
+                wall_ms.saturating_add(i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX))
+            }
         };
         wall_ms.saturating_add(*self.jumped_ms.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -73,6 +92,7 @@ impl Clock for TestClock {
         match &self.time {
             Time::Machine(clock) => clock.monotonic(),
             Time::Manual(clock) => clock.monotonic(),
+            Time::Tokio { started, .. } => started.elapsed(),
         }
     }
 }

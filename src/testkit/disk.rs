@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tidelog_storage::medium::{DiskMedium, FileStat, LockError, Medium, MediumFile, SimulatedMedium, read_exact_at};
 
-use super::fate::Death;
+use super::ordeal::Death;
 
 /// See the module's documentation. Clones share it.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ struct Faults {
 }
 
 impl Faults {
-    /// A new life: what was asked for and has not struck stays with the fate, not here.
+    /// A new life: what was asked for and has not struck stays with the ordeal, not here.
     fn clear(&self) {
         for fault in [&self.sync_fails, &self.write_fails, &self.write_tears, &self.has_torn] {
             fault.store(false, Ordering::Relaxed);

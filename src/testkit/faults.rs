@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::clock::TestClock;
 use super::disk::Disk;
-use super::fate::{Death, Fate, Step, Strike};
+use super::ordeal::{Death, Ordeal, Step, Strike};
 use super::wire::Wire;
 
 /// What can befall a [`TestBroker`](super::TestBroker).
@@ -17,7 +17,7 @@ use super::wire::Wire;
 /// client sends several records in one, if they are there at the same time.
 #[derive(Debug)]
 pub struct Faults {
-    pub(super) fate: Arc<Fate>,
+    pub(super) ordeal: Arc<Ordeal>,
     pub(super) wire: Arc<Wire>,
     pub(super) disk: Disk,
     pub(super) clock: Arc<TestClock>,
@@ -29,59 +29,59 @@ impl Faults {
     /// The next `times` answers to publishers are lost, each with its connection. What they were to say has happened:
     /// the records are stored, and who has published them does not know.
     pub fn lose_answers(&self, times: u32) {
-        self.fate.script(Step::BeforeAnswer, times, Strike::Cut);
+        self.ordeal.script(Step::BeforeAnswer, times, Strike::Cut);
     }
 
     /// The next `times` publish requests are delivered twice: the connection breaks behind each, before its answer, and
     /// the client sends it again while the first is on its way to the disk.
     pub fn deliver_twice(&self, times: u32) {
-        self.fate.script(Step::AfterAccept, times, Strike::Cut);
+        self.ordeal.script(Step::AfterAccept, times, Strike::Cut);
     }
 
     /// The next `times` publish requests are lost with their connection, before the broker has seen them.
     pub fn lose_requests(&self, times: u32) {
-        self.fate.script(Step::BeforeAccept, times, Strike::Cut);
+        self.ordeal.script(Step::BeforeAccept, times, Strike::Cut);
     }
 
     /// Answers to publishers leave so much later, from now on.
     pub fn delay_answers(&self, by: Duration) {
-        self.fate.change_standing(|standing| standing.answers_late = by);
+        self.ordeal.change_standing(|standing| standing.answers_late = by);
     }
 
     /// Records leave for consumers so much later, each batch of them, from now on: what a slow consumer is to the
     /// broker, and a slow broker to the consumer.
     pub fn slow_consumers(&self, by: Duration) {
-        self.fate.change_standing(|standing| standing.deliveries_late = by);
+        self.ordeal.change_standing(|standing| standing.deliveries_late = by);
     }
 
     /// Cuts all connections now. Returns how many there were.
     pub fn cut_connections(&self) -> usize {
         let cut = self.wire.connections.cut();
-        self.fate.tell(format!("{cut} connections cut"));
+        self.ordeal.tell(format!("{cut} connections cut"));
         cut
     }
 
     /// The network is away for so long, from now on: nothing arrives and nothing leaves, and nobody is told.
     pub fn partition(&self, time: Duration) {
-        self.fate.tell(format!("network away for {time:?}"));
-        self.fate.cut_off(time);
+        self.ordeal.tell(format!("network away for {time:?}"));
+        self.ordeal.cut_off(time);
     }
 
     /// Every round trip takes so much longer, from now on.
     pub fn latency(&self, more: Duration) {
-        self.fate.change_standing(|standing| standing.latency = more);
+        self.ordeal.change_standing(|standing| standing.latency = more);
     }
 
     // Crashes.
 
     /// The broker is killed when the next publish request is at `step`, as by SIGKILL.
     pub fn crash_at(&self, step: Step) {
-        self.fate.script(step, 1, Strike::Dies(Death::Killed));
+        self.ordeal.script(step, 1, Strike::Dies(Death::Killed));
     }
 
     /// The same when so many requests have passed there.
     pub fn crash_at_nth(&self, step: Step, passes: u32) {
-        self.fate.script_after(step, passes, 1, Strike::Dies(Death::Killed));
+        self.ordeal.script_after(step, passes, 1, Strike::Dies(Death::Killed));
     }
 
     /// The power fails when the next publish request is at `step`: of what was not synced any part is there afterwards,
@@ -92,37 +92,37 @@ impl Faults {
     #[track_caller]
     pub fn power_loss_at(&self, step: Step) {
         self.must_simulate("loses power");
-        self.fate.script(step, 1, Strike::Dies(Death::PowerLost));
+        self.ordeal.script(step, 1, Strike::Dies(Death::PowerLost));
     }
 
     /// The next write to the log gets only partly there, and the broker dies with it: by the loss of power, on a real
     /// folder killed.
     pub fn torn_write(&self) {
-        self.fate.script(Step::BeforeWrite, 1, Strike::Torn);
+        self.ordeal.script(Step::BeforeWrite, 1, Strike::Torn);
     }
 
     // Disk.
 
     /// The next sync of the log fails. The broker acknowledges nothing more (`poisoned`) until it is started again.
     pub fn failing_fsync(&self) {
-        self.fate.script(Step::BeforeSync, 1, Strike::SyncFails);
+        self.ordeal.script(Step::BeforeSync, 1, Strike::SyncFails);
     }
 
     /// The next write to the log fails. As after a failing sync.
     pub fn failing_write(&self) {
-        self.fate.script(Step::BeforeWrite, 1, Strike::WriteFails);
+        self.ordeal.script(Step::BeforeWrite, 1, Strike::WriteFails);
     }
 
     /// Every sync of the log takes so much longer, from now on. More than the broker's `sync_timeout` is a disk that
     /// hangs, which poisons it.
     pub fn slow_disk(&self, by: Duration) {
-        self.fate.change_standing(|standing| standing.disk_late = by);
+        self.ordeal.change_standing(|standing| standing.disk_late = by);
     }
 
     /// The disk is full, or has space again. What was prepared ahead can still be written: publishes are refused
     /// (`disk_full`) when that is used up.
     pub fn full_disk(&self, is_full: bool) {
-        self.fate.tell(format!("disk full: {is_full}"));
+        self.ordeal.tell(format!("disk full: {is_full}"));
         self.disk.set_full(is_full);
     }
 
@@ -133,7 +133,7 @@ impl Faults {
     /// No segment has these bytes, or they could not be changed.
     pub fn flip_bit(&self, bytes_of_record: &[u8]) -> io::Result<()> {
         let place = self.disk.flip_bit_within(bytes_of_record)?;
-        self.fate.tell(format!("a bit flipped in {place}"));
+        self.ordeal.tell(format!("a bit flipped in {place}"));
         Ok(())
     }
 
@@ -141,7 +141,7 @@ impl Faults {
 
     /// The broker's wall clock jumps, either way.
     pub fn clock_jump_ms(&self, by_ms: i64) {
-        self.fate.tell(format!("the clock jumps by {by_ms} ms"));
+        self.ordeal.tell(format!("the clock jumps by {by_ms} ms"));
         self.clock.jump_ms(by_ms);
     }
 
@@ -149,13 +149,13 @@ impl Faults {
 
     /// Takes back everything that has not struck yet and ends everything that lasts. A full disk stays full.
     pub fn calm(&self) {
-        self.fate.calm();
+        self.ordeal.calm();
     }
 
     /// What has befallen the broker so far, in order: a line each.
     #[must_use]
     pub fn story(&self) -> Vec<String> {
-        self.fate.told()
+        self.ordeal.told()
     }
 
     #[track_caller]

@@ -1,26 +1,30 @@
-//! The thread that a test's broker lives on: one life after the other on the same disk and port.
+//! The lives of a test's broker, one after the other on the same disk: on a thread of its own behind QUIC, or as part of the
+//! caller's own task behind the transport within the process.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tidelog_storage::{Entropy, Sabotages};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::LocalSet;
 
 use super::clock::TestClock;
 use super::disk::Disk;
-use super::fate::{Death, Ending, Fate};
-use super::pace::FatefulPace;
+use super::ordeal::{Death, Ending, Ordeal};
+use super::pace::OrdealPace;
 use super::port::Port;
 use super::wire::Wire;
 use crate::assembly::Parts;
 use crate::broker::StartError;
 use crate::config::{BrokerConfig, CheckedConfig};
 use crate::counters::Counters;
+use crate::in_process::{Cut, Network};
 use crate::listening::Listening;
+use crate::local_broker::LocalBroker;
 use crate::monitor_link::MonitorLink;
-use crate::server::quic::Listener;
+use crate::server::quic::{Listener, Weather};
 use crate::server::tls::Identity;
 use crate::workers::Shell;
 
@@ -51,20 +55,21 @@ pub(super) enum Phase {
     Over(Option<Arc<StartError>>),
 }
 
-/// All that one life leaves to the next.
+/// All that one life leaves to the next, whatever clients come by.
 #[derive(Debug)]
 pub(super) struct Lives {
     pub(super) config: BrokerConfig,
     pub(super) disk: Disk,
-    pub(super) port: Port,
-    pub(super) fate: Arc<Fate>,
+    pub(super) ordeal: Arc<Ordeal>,
     pub(super) wire: Arc<Wire>,
     pub(super) clock: Arc<TestClock>,
     pub(super) counters: Arc<Counters>,
     pub(super) commands: UnboundedReceiver<Command>,
     pub(super) phase: watch::Sender<Phase>,
-    /// Of a broker without a folder.
-    pub(super) identity: Option<Identity>,
+    /// Salts follow from it, where a run is to be replayed to the byte.
+    pub(super) seed: Option<u64>,
+    /// The present life, from 1.
+    pub(super) life: u64,
 }
 
 /// How a life has ended.
@@ -74,63 +79,43 @@ enum End {
 }
 
 impl Lives {
-    /// Lives until told to stop.
-    pub(super) fn run(mut self) {
-        let mut life = 1;
+    /// Lives behind QUIC until told to stop. Blocks its thread; each life has a runtime of its own, which goes with it,
+    /// so that nothing is sent any more by what QUIC leaves behind.
+    pub(super) fn run_behind_quic(mut self, mut door: QuicDoor) {
         loop {
-            let dead_by_command = match self.live(life) {
-                Ok(End::Stopped) => return drop(self.phase.send_replace(Phase::Over(None))),
-                Err(error) => return drop(self.phase.send_replace(Phase::Over(Some(Arc::new(error))))),
-                Ok(End::Died(death, told)) => {
-                    self.disk.dies(death);
-                    told
-                }
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return self.over(Some(StartError::Thread(error))),
             };
-            life += 1;
-            // Whatever else ends a broker, whoever watches over it starts it again.
-            let Some(told) = dead_by_command else { continue };
-            self.phase.send_replace(Phase::Dead);
-            // Whoever asked may be gone.
-            let _ = told.send(());
-            if !self.rise() {
-                return drop(self.phase.send_replace(Phase::Over(None)));
+            let ended = self.live_behind_quic(&mut door, &runtime);
+            if !runtime.block_on(self.goes_on(ended)) {
+                return;
             }
         }
     }
 
-    /// Waits for the command that begins a new life; `false` if none is to come.
-    fn rise(&mut self) -> bool {
+    /// Lives within the process until told to stop.
+    pub(super) async fn run_in_process(mut self, network: Network) {
         loop {
-            match self.commands.blocking_recv() {
-                Some(Command::Live) => return true,
-                Some(Command::Die(death, told)) => {
-                    // The dead do not die, but their machine may still lose its power.
-                    self.disk.dies(death);
-                    let _ = told.send(());
-                }
-                Some(Command::Stop) | None => return false,
+            let ended = self.live_in_process(&network).await;
+            if !self.goes_on(ended).await {
+                return;
             }
         }
     }
 
-    fn live(&mut self, life: u64) -> Result<End, StartError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    fn live_behind_quic(&mut self, door: &mut QuicDoor, runtime: &Runtime) -> Result<End, StartError> {
         let local = LocalSet::new();
-        self.fate.begin_life();
-        let stop = Arc::new(Notify::new());
-        let parts = Parts {
-            config: CheckedConfig::try_from(self.config.clone())?,
-            clock: Arc::clone(&self.clock) as Arc<_>,
-            entropy: Entropy::System,
-            sabotages: Sabotages::from_environment(),
-            counters: Arc::clone(&self.counters),
-            stop: Arc::clone(&stop),
-            link: MonitorLink::default(),
-        };
-        let mut listening = local.block_on(&runtime, async { self.open(&parts) })?;
-        let pin = self.identity.as_ref().map(|identity| identity.pin().to_owned()).unwrap_or_default();
-        self.phase.send_replace(Phase::Up { life, pin });
-        let end = local.block_on(&runtime, self.until_the_end(&mut listening, &parts));
+        let parts = self.parts()?;
+        let shell = Shell::Tasks(self.pace());
+        let weather = Arc::clone(&self.ordeal) as Arc<_>;
+        let mut listening = local
+            .block_on(runtime, async {
+                Listening::open(&parts, &self.disk.medium(), &shell, || door.open(weather, &parts.config))
+            })?
+            .with_between(self.wire.between());
+        self.phase.send_replace(Phase::Up { life: self.life, pin: door.pin() });
+        let end = local.block_on(runtime, self.until_the_end(&parts.stop, listening.run(&parts)));
         let _entered = runtime.enter();
         // Sessions go with the set that they run in; what they shared is then this thread's alone.
         drop(local);
@@ -142,52 +127,109 @@ impl Lives {
         Ok(end)
     }
 
-    fn open(&mut self, parts: &Parts) -> Result<Listening, StartError> {
-        let pace =
-            FatefulPace { fate: Arc::clone(&self.fate), disk: self.disk.clone(), clock: Arc::clone(&self.clock) };
-        let (port, identity) = (&mut self.port, &mut self.identity);
-        let (folder, weather) = (self.config.folder(), Arc::clone(&self.fate) as Arc<_>);
-        let listening = Listening::open(parts, &self.disk.medium(), &Shell::Tasks(Rc::new(pace)), || {
-            let identity = match identity {
-                Some(identity) => identity,
-                none => none.insert(Identity::load_or_make(folder)?),
-            };
-            let socket = port.socket()?;
-            let tls = identity.server_config()?;
-            Ok(Listener::start_in(weather, socket, tls, identity.reset_key(), &parts.config)?)
-        })?;
-        Ok(listening.with_between(self.wire.between()))
+    async fn live_in_process(&mut self, network: &Network) -> Result<End, StartError> {
+        let mut broker =
+            LocalBroker::of_parts(self.parts()?, &self.disk.medium(), self.pace())?.with_between(self.wire.between());
+        let mut listener = network.listen();
+        self.phase.send_replace(Phase::Up { life: self.life, pin: String::new() });
+        let stop = Arc::clone(broker.stop());
+        let end = self.until_the_end(&stop, broker.run(&mut listener)).await;
+        match end {
+            End::Stopped => broker.close(),
+            End::Died(..) => {
+                network.broker_dies(|_| Cut::CLEAN);
+                drop(broker);
+            }
+        }
+        Ok(end)
     }
 
-    async fn until_the_end(&mut self, listening: &mut Listening, parts: &Parts) -> End {
-        let mut serving = std::pin::pin!(listening.run(parts));
+    /// Behind the end of a life: whether another one is to begin, once it is time for it.
+    async fn goes_on(&mut self, ended: Result<End, StartError>) -> bool {
+        let by_command = match ended {
+            Ok(End::Stopped) => {
+                self.over(None);
+                return false;
+            }
+            Err(error) => {
+                self.over(Some(error));
+                return false;
+            }
+            Ok(End::Died(death, told)) => {
+                self.disk.dies(death);
+                told
+            }
+        };
+        self.life += 1;
+        // Whatever else ends a broker, whoever watches over it starts it again.
+        let Some(told) = by_command else { return true };
+        self.phase.send_replace(Phase::Dead);
+        // Whoever asked may be gone.
+        let _ = told.send(());
+        loop {
+            match self.commands.recv().await {
+                Some(Command::Live) => return true,
+                Some(Command::Die(death, told)) => {
+                    // The dead do not die, but their machine may still lose its power.
+                    self.disk.dies(death);
+                    let _ = told.send(());
+                }
+                Some(Command::Stop) | None => {
+                    self.over(None);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn over(&self, error: Option<StartError>) {
+        self.phase.send_replace(Phase::Over(error.map(Arc::new)));
+    }
+
+    fn pace(&self) -> Rc<OrdealPace> {
+        let (ordeal, clock) = (Arc::clone(&self.ordeal), Arc::clone(&self.clock));
+        Rc::new(OrdealPace { ordeal, disk: self.disk.clone(), clock })
+    }
+
+    /// What a life is made of. With it the one before is forgotten.
+    fn parts(&self) -> Result<Parts, StartError> {
+        self.ordeal.begin_life();
+        Ok(Parts {
+            config: CheckedConfig::try_from(self.config.clone())?,
+            clock: Arc::clone(&self.clock) as Arc<_>,
+            entropy: self.seed.map_or(Entropy::System, |seed| Entropy::Seeded(seed ^ self.life << 32)),
+            sabotages: Sabotages::from_environment(),
+            counters: Arc::clone(&self.counters),
+            stop: Arc::new(Notify::new()),
+            link: MonitorLink::default(),
+        })
+    }
+
+    /// Serves until the broker dies or has stopped.
+    async fn until_the_end(&mut self, stop: &Notify, serving: impl Future<Output = ()>) -> End {
+        let mut serving = std::pin::pin!(serving);
         loop {
             tokio::select! {
                 biased;
-                Ending { death, is_sudden } = self.fate.ended() => {
+                Ending { death, is_sudden } = self.ordeal.ended() => {
                     if !is_sudden {
-                        let mut last = std::pin::pin!(async {
-                            for _ in 0..LAST_TURNS {
-                                tokio::task::yield_now().await;
-                            }
-                        });
                         tokio::select! {
                             biased;
-                            () = &mut last => {}
+                            () = last_turns() => {}
                             () = &mut serving => {}
                         }
-                        self.fate.fall_silent();
+                        self.ordeal.fall_silent();
                     }
                     return End::Died(death, None);
                 }
                 command = self.commands.recv() => match command {
                     Some(Command::Die(death, told)) => {
-                        self.fate.die(Ending { death, is_sudden: true });
+                        self.ordeal.die(Ending { death, is_sudden: true });
                         return End::Died(death, Some(told));
                     }
                     Some(Command::Live) => {}
                     Some(Command::Stop) | None => {
-                        parts.stop.notify_one();
+                        stop.notify_one();
                         serving.as_mut().await;
                         return End::Stopped;
                     }
@@ -195,5 +237,38 @@ impl Lives {
                 () = &mut serving => return End::Stopped,
             }
         }
+    }
+}
+
+/// Lets what is under way leave.
+async fn last_turns() {
+    for _ in 0..LAST_TURNS {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Where QUIC's clients come in: the same port and key in every life.
+#[derive(Debug)]
+pub(super) struct QuicDoor {
+    port: Port,
+    identity: Option<Identity>,
+}
+
+impl QuicDoor {
+    pub(super) const fn new(port: Port) -> Self {
+        Self { port, identity: None }
+    }
+
+    fn open(&mut self, weather: Arc<dyn Weather>, config: &CheckedConfig) -> Result<Listener, StartError> {
+        let identity = match &mut self.identity {
+            Some(identity) => identity,
+            none => none.insert(Identity::load_or_make(config.folder())?),
+        };
+        let tls = identity.server_config()?;
+        Ok(Listener::start_in(weather, self.port.socket()?, tls, identity.reset_key(), config)?)
+    }
+
+    fn pin(&self) -> String {
+        self.identity.as_ref().map(|identity| identity.pin().to_owned()).unwrap_or_default()
     }
 }

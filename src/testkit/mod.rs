@@ -11,19 +11,20 @@
 mod broker;
 mod clock;
 mod disk;
-mod fate;
 mod faults;
 mod lives;
+mod ordeal;
 mod pace;
 mod port;
 mod seeded;
 mod trials;
+mod weather;
 mod wire;
 mod witness;
 
 pub use broker::{Start, TestBroker};
 pub use clock::TestClock;
-pub use fate::{Death, Step};
 pub use faults::Faults;
+pub use ordeal::{Death, Step};
 pub use trials::{Trial, trials};
 pub use witness::AcknowledgedLoss;

@@ -5,24 +5,24 @@ use std::sync::Arc;
 
 use super::clock::TestClock;
 use super::disk::Disk;
-use super::fate::{Death, Ending, Fate, Step, Strike};
+use super::ordeal::{Death, Ending, Ordeal, Step, Strike};
 use crate::inline::{DiskWork, Pace};
 
 /// The pace of a broker that something may befall.
 #[derive(Debug)]
-pub(super) struct FatefulPace {
-    pub(super) fate: Arc<Fate>,
+pub(super) struct OrdealPace {
+    pub(super) ordeal: Arc<Ordeal>,
     pub(super) disk: Disk,
     pub(super) clock: Arc<TestClock>,
 }
 
-impl FatefulPace {
+impl OrdealPace {
     async fn at(&self, step: Step) {
-        match self.fate.at(step) {
+        match self.ordeal.at(step) {
             None | Some(Strike::Cut) => {}
             Some(Strike::Dies(death)) => self.dies(death).await,
             Some(Strike::Late(by)) => tokio::time::sleep(by).await,
-            Some(Strike::CutOff(time)) => self.fate.cut_off(time),
+            Some(Strike::CutOff(time)) => self.ordeal.cut_off(time),
             Some(Strike::SyncFails) => self.disk.fail_next_sync(),
             Some(Strike::WriteFails) => self.disk.fail_next_write(),
             Some(Strike::Torn) => self.disk.tear_next_write(),
@@ -31,7 +31,7 @@ impl FatefulPace {
     }
 
     async fn dies(&self, death: Death) {
-        self.fate.die(Ending { death, is_sudden: true });
+        self.ordeal.die(Ending { death, is_sudden: true });
         std::future::pending::<()>().await;
     }
 
@@ -42,7 +42,7 @@ impl FatefulPace {
     }
 }
 
-impl Pace for FatefulPace {
+impl Pace for OrdealPace {
     fn pause(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(async move {
             self.stops_with_the_disk().await;
@@ -60,7 +60,7 @@ impl Pace for FatefulPace {
             match work {
                 DiskWork::Write => self.at(Step::BeforeWrite).await,
                 DiskWork::Sync => {
-                    let late = self.fate.standing().disk_late;
+                    let late = self.ordeal.standing().disk_late;
                     if !late.is_zero() {
                         tokio::time::sleep(late).await;
                     }

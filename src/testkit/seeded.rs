@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidelog_storage::medium::SimulatedRng;
 
-use super::fate::{Death, Step, Strike};
+use super::ordeal::{Death, Step, Strike};
 
 /// Faults of one run; afterwards it is calm, so that every program comes to its end.
 const FAULTS_MAX: u32 = 6;

@@ -1,7 +1,6 @@
 //! Between a connection and the broker's session: sees requests and answers pass, and lets things befall them.
 
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tidelog_protocol::{
 use tokio::time::Sleep;
 
 use super::clock::TestClock;
-use super::fate::{Ending, Fate, Step, Strike};
+use super::ordeal::{Ending, Ordeal, Step, Strike};
 use super::witness::{SessionWitness, Witness};
 use crate::listening::Between;
 
@@ -24,7 +23,7 @@ const CUT: &str = "the connection was cut";
 /// All connections of one broker.
 #[derive(Debug)]
 pub(super) struct Wire {
-    pub(super) fate: Arc<Fate>,
+    pub(super) ordeal: Arc<Ordeal>,
     pub(super) witness: Arc<Witness>,
     pub(super) clock: Arc<TestClock>,
     pub(super) limits: Limits,
@@ -64,7 +63,7 @@ impl Wire {
     /// What the broker puts between its connections and their sessions.
     pub(super) fn between(self: &Arc<Self>) -> Between {
         let wire = Arc::clone(self);
-        Rc::new(move |connection| {
+        Between::new(move |connection| {
             wire.connections.add(&connection);
             Arc::new(WiredConnection { inner: connection, wire: Arc::clone(&wire) })
         })
@@ -72,10 +71,10 @@ impl Wire {
 
     /// Does what befalls at `step`; whether what is about to pass does not.
     fn strike(&self, step: Step, connection: &Arc<dyn Connection>, late: &mut Duration) -> bool {
-        match self.fate.at(step) {
+        match self.ordeal.at(step) {
             Some(Strike::Dies(death)) => {
                 // Behind an answer the broker lives until that has left.
-                self.fate.die(Ending { death, is_sudden: step != Step::AfterAnswer });
+                self.ordeal.die(Ending { death, is_sudden: step != Step::AfterAnswer });
                 step != Step::AfterAnswer
             }
             Some(Strike::Cut) => {
@@ -87,7 +86,7 @@ impl Wire {
                 false
             }
             Some(Strike::CutOff(time)) => {
-                self.fate.cut_off(time);
+                self.ordeal.cut_off(time);
                 false
             }
             Some(Strike::Jump(by_ms)) => {
@@ -128,7 +127,7 @@ impl Connection for WiredConnection {
     }
 
     fn close(&self, code: CloseCode, reason: &str) {
-        if !self.wire.fate.is_dead() {
+        if !self.wire.ordeal.is_dead() {
             self.inner.close(code, reason);
         }
     }
@@ -212,14 +211,14 @@ struct WiredReceive {
 impl ReceiveHalf for WiredReceive {
     fn poll_read(&mut self, cx: &mut Context<'_>, bytes_max: usize) -> Poll<Result<Option<Bytes>, TransportError>> {
         let wire = Arc::clone(&self.passage.wire);
-        if wire.fate.is_dead() {
+        if wire.ordeal.is_dead() {
             return Poll::Pending;
         }
         let mut late = Duration::ZERO;
         // The session comes for more: what it was given has its place in the stream.
         for _ in 0..std::mem::take(&mut self.given) {
             if wire.strike(Step::AfterAccept, &self.passage.connection, &mut late) {
-                return if wire.fate.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
+                return if wire.ordeal.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
             }
         }
         if self.kept.is_none() {
@@ -233,7 +232,7 @@ impl ReceiveHalf for WiredReceive {
             });
             for _ in 0..requests {
                 if wire.strike(Step::BeforeAccept, &self.passage.connection, &mut late) {
-                    return if wire.fate.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
+                    return if wire.ordeal.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
                 }
             }
             self.given = requests;
@@ -306,7 +305,7 @@ impl WiredSend {
                 has_records |= kind == FrameKind::Deliver;
             });
         }
-        let standing = self.passage.wire.fate.standing();
+        let standing = self.passage.wire.ordeal.standing();
         let mut late = Duration::ZERO;
         if has_records {
             late += standing.deliveries_late;
@@ -325,14 +324,14 @@ impl WiredSend {
 impl SendHalf for WiredSend {
     fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, TransportError>> {
         let wire = Arc::clone(&self.passage.wire);
-        if wire.fate.is_dead() {
+        if wire.ordeal.is_dead() {
             return Poll::Pending;
         }
         if self.passage.frames.is_some() && !std::mem::replace(&mut self.is_looked_at, true) && !self.look(chunks) {
-            return if wire.fate.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
+            return if wire.ordeal.is_dead() { Poll::Pending } else { Poll::Ready(Err(Passage::lost())) };
         }
         std::task::ready!(self.passage.poll_late(cx));
-        if wire.fate.is_dead() {
+        if wire.ordeal.is_dead() {
             return Poll::Pending;
         }
         let before = chunks.to_vec();

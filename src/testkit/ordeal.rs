@@ -28,7 +28,7 @@ pub enum Step {
     AfterSync,
     /// The answer is about to leave.
     BeforeAnswer,
-    /// The answer has left.
+    /// The answer has left; it arrives, unless the client notices first that its connection is gone.
     AfterAnswer,
 }
 
@@ -138,7 +138,7 @@ const TOLD_MAX: usize = 200;
 
 /// The one place that knows what is to befall the broker, and what has.
 #[derive(Debug, Default)]
-pub(super) struct Fate {
+pub(super) struct Ordeal {
     state: Mutex<State>,
     /// Told when the present life is to end.
     death: Notify,
@@ -163,7 +163,7 @@ pub(super) struct Ending {
     pub(super) is_sudden: bool,
 }
 
-impl Fate {
+impl Ordeal {
     // What is to come.
 
     /// Strikes at `times` occasions of `step`, from now on.
@@ -194,6 +194,12 @@ impl Fate {
     /// Nothing arrives and nothing leaves for so long.
     pub(super) fn cut_off(&self, time: Duration) {
         self.lock().cut_off_until = Some(Instant::now() + time);
+    }
+
+    /// How long nothing arrives and nothing leaves.
+    pub(super) fn cut_off_left(&self) -> Duration {
+        let until = self.lock().cut_off_until;
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
     /// Takes back everything that has not happened yet.
@@ -300,7 +306,7 @@ impl State {
     }
 }
 
-impl Weather for Fate {
+impl Weather for Ordeal {
     fn is_cut_off(&self) -> bool {
         let state = self.lock();
         let is_dead = state.ending.is_some_and(|ending| ending.is_sudden);
@@ -318,36 +324,36 @@ mod tests {
 
     #[test]
     fn a_script_strikes_as_often_as_it_says_and_after_what_it_lets_pass() {
-        let fate = Fate::default();
-        fate.script_after(Step::BeforeAnswer, 2, 1, Strike::Cut);
-        fate.script(Step::BeforeAnswer, 1, Strike::Late(Duration::from_millis(1)));
-        let struck: Vec<_> = (0..4).map(|_| fate.at(Step::BeforeAnswer)).collect();
+        let ordeal = Ordeal::default();
+        ordeal.script_after(Step::BeforeAnswer, 2, 1, Strike::Cut);
+        ordeal.script(Step::BeforeAnswer, 1, Strike::Late(Duration::from_millis(1)));
+        let struck: Vec<_> = (0..4).map(|_| ordeal.at(Step::BeforeAnswer)).collect();
         assert_eq!(struck, [Some(Strike::Late(Duration::from_millis(1))), None, Some(Strike::Cut), None]);
-        assert_eq!(fate.at(Step::AfterAnswer), None);
-        assert_eq!(fate.told().len(), 2);
+        assert_eq!(ordeal.at(Step::AfterAnswer), None);
+        assert_eq!(ordeal.told().len(), 2);
     }
 
     #[test]
     fn nothing_befalls_a_dead_broker_and_a_new_life_goes_on_with_the_script() {
-        let fate = Fate::default();
-        fate.script(Step::AfterSync, 1, Strike::Dies(Death::PowerLost));
-        fate.die(Ending { death: Death::Killed, is_sudden: true });
-        assert!(fate.is_dead() && fate.is_cut_off());
-        assert_eq!(fate.at(Step::AfterSync), None);
-        fate.begin_life();
-        assert!(!fate.is_dead());
-        assert_eq!(fate.at(Step::AfterSync), Some(Strike::Dies(Death::PowerLost)));
+        let ordeal = Ordeal::default();
+        ordeal.script(Step::AfterSync, 1, Strike::Dies(Death::PowerLost));
+        ordeal.die(Ending { death: Death::Killed, is_sudden: true });
+        assert!(ordeal.is_dead() && ordeal.is_cut_off());
+        assert_eq!(ordeal.at(Step::AfterSync), None);
+        ordeal.begin_life();
+        assert!(!ordeal.is_dead());
+        assert_eq!(ordeal.at(Step::AfterSync), Some(Strike::Dies(Death::PowerLost)));
     }
 
     #[test]
     fn calm_takes_everything_back() {
-        let fate = Fate::default();
-        fate.script(Step::AfterSync, 9, Strike::Cut);
-        fate.follow(Seeded::new(1, true));
-        fate.change_standing(|standing| standing.latency = Duration::from_secs(1));
-        fate.cut_off(Duration::from_secs(60));
-        fate.calm();
-        assert!((0..100).all(|_| Step::ALL.iter().all(|step| fate.at(*step).is_none())));
-        assert!(fate.delay().is_zero() && !fate.is_cut_off());
+        let ordeal = Ordeal::default();
+        ordeal.script(Step::AfterSync, 9, Strike::Cut);
+        ordeal.follow(Seeded::new(1, true));
+        ordeal.change_standing(|standing| standing.latency = Duration::from_secs(1));
+        ordeal.cut_off(Duration::from_secs(60));
+        ordeal.calm();
+        assert!((0..100).all(|_| Step::ALL.iter().all(|step| ordeal.at(*step).is_none())));
+        assert!(ordeal.delay().is_zero() && !ordeal.is_cut_off());
     }
 }
