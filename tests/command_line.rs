@@ -157,6 +157,35 @@ async fn the_ready_descriptor_is_closed_behind_the_line() {
 }
 
 #[tokio::test]
+async fn a_broker_whose_log_nobody_reads_any_more_runs_on_and_stops_in_order() {
+    let folder = RunFolder::new();
+    let home = Serve::below(folder.path()).home;
+    let mut shell = home.command(Path::new("sh"));
+    shell.args(["-c", "exec \"$@\" 3>&1", "sh", BINARY, "serve", "--memory", "--http", "off", "--ready-fd", "3"]);
+    // So that each of its threads has something to log.
+    shell.args(["--listen", "127.0.0.1:0"]).env("TIDELOG_LOG", "trace");
+    let mut broker = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = broker.stderr.take().unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(broker.stdout.take().unwrap());
+    // The log of a start may be more than a pipe holds.
+    let mut discarded = tokio::io::sink();
+    tokio::select! {
+        read = timeout(DEADLINE, stdout.read_line(&mut line)) => drop(read.unwrap().unwrap()),
+        _ = tokio::io::copy(&mut log, &mut discarded) => panic!("the broker has ended"),
+    }
+    drop(log);
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let server = ready["listen"].as_str().unwrap();
+    let output = ended(home.tidelog(["stream", "create", "lines", "--server", server])).await;
+    assert_eq!(status(&output), 0, "{output:?}");
+    signal(&broker, Signal::TERM);
+    assert_eq!(timeout(DEADLINE, broker.wait()).await.unwrap().unwrap().code(), Some(0));
+    let port = server.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(!home.trust_file(port).exists());
+}
+
+#[tokio::test]
 async fn trust_files_stand_while_the_broker_runs_and_go_with_it() {
     let scene = Scene::start().await;
     let in_data = scene.serve.data.join("broker.json");

@@ -1,7 +1,7 @@
 //! `tidelog serve`: a broker in the foreground, from its start to the signal that ends it.
 
 use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -116,6 +116,8 @@ fn log_to_stderr() -> Result<(), CliError> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // It would tell them on standard error, and panic in whichever thread had something to log.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }
@@ -124,7 +126,8 @@ fn log_to_stderr() -> Result<(), CliError> {
 fn tell_ready(data: Option<&Path>, listen: SocketAddr, http: Option<SocketAddr>, pin: &str) {
     let http = http.map_or("off".to_owned(), |address| format!("http://{address}"));
     let data = data.map_or("in memory".to_owned(), |folder| folder.display().to_string());
-    eprintln!("tidelog is ready on {listen} (monitor {http}, data {data}, pin {pin})");
+    // Nobody may be left to read it; the broker runs on.
+    let _ = writeln!(io::stderr(), "tidelog is ready on {listen} (monitor {http}, data {data}, pin {pin})");
 }
 
 fn start_error(error: &StartError) -> CliError {
