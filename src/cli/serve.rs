@@ -78,18 +78,18 @@ async fn serve(arguments: ServeArguments, ready: Option<ReadyFd>) -> Result<(), 
 
     signals.next().await;
     tracing::info!("stopping; a second signal ends the process at once");
+    // While the port is still taken: as soon as it is free, another broker may leave files of the same names.
+    trust.remove();
     let stopping = tokio::task::spawn_blocking(move || broker.shutdown());
-    let stopped = tokio::select! {
-        stopped = stopping => stopped.map_err(|panic| internal(&panic)),
+    tokio::select! {
+        stopped = stopping => stopped.map(drop).map_err(|panic| internal(&panic)),
         () = signals.next() => Err(CliError::new(
             Exit::Interrupted,
             "interrupted",
             "ended by a second signal before everything was closed",
         )
         .with_hint("nothing acknowledged is lost; the next start reads the log's end again")),
-    };
-    trust.remove();
-    stopped.map(drop)
+    }
 }
 
 fn config(arguments: &ServeArguments) -> BrokerConfig {
