@@ -95,6 +95,12 @@ pub(crate) struct ServeArguments {
     /// close it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     pub(crate) ready_fd: Option<i32>,
+
+    /// Run only as long as standard input is open, and stop at its end as on SIGTERM. A test keeps a pipe
+    /// to the broker's standard input open: when the test's process ends in any way, SIGKILL included, the
+    /// pipe is closed and the broker goes too. What comes through it is thrown away.
+    #[arg(long)]
+    pub(crate) until_stdin_closes: bool,
 }
 
 /// Where the monitor listens, if it does.
@@ -505,6 +511,7 @@ mod tests {
         assert_eq!(arguments.http.to_string(), "127.0.0.1:7441");
         assert!(!arguments.memory);
         assert_eq!(arguments.ready_fd, None);
+        assert!(!arguments.until_stdin_closes);
     }
 
     #[test]
@@ -514,7 +521,9 @@ mod tests {
         assert_eq!(arguments.listen.to_string(), "[::1]:0");
         assert_eq!(arguments.http.address(), None);
         assert_eq!(arguments.ready_fd, Some(9));
-        assert!(serve(&["--memory"]).unwrap().memory);
+        let arguments =
+            serve(&["--memory", "--listen", "127.0.0.1:0", "--http", "off", "--until-stdin-closes"]).unwrap();
+        assert!(arguments.memory && arguments.until_stdin_closes);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod bench;
 mod connect;
 mod consume;
 mod damage_words;
+mod ending;
 mod exit;
 mod lines;
 mod output;

@@ -1,4 +1,4 @@
-//! `tidelog serve`: a broker in the foreground, from its start to the signal that ends it.
+//! `tidelog serve`: a broker in the foreground, from its start to what ends it.
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -13,10 +13,10 @@ use tidelog::server::quic::ListenError;
 use tidelog_client::{Pin, TrustEnvironment, TrustFile};
 use tidelog_storage::OpenError;
 use tidelog_storage::medium::LockError;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::args::ServeArguments;
+use super::ending::Ending;
 use super::exit::{CliError, Exit, with_causes};
 use super::ready::{ReadyFd, ReadyLine};
 
@@ -27,7 +27,7 @@ const LOG_DEFAULT: &str = "info";
 /// The trust file's name in the data folder.
 const DATA_TRUST_FILE: &str = "broker.json";
 
-/// Runs a broker until SIGINT or SIGTERM.
+/// Runs a broker until SIGINT, SIGTERM or, if that is asked for, the end of standard input.
 pub(crate) fn run(arguments: ServeArguments) -> Result<(), CliError> {
     // First of all, before anything is opened.
     let ready = arguments.ready_fd.map(ReadyFd::take).transpose()?;
@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: ServeArguments) -> Result<(), CliError> {
 
 async fn serve(arguments: ServeArguments, ready: Option<ReadyFd>) -> Result<(), CliError> {
     // Before the broker, so that a signal during a long recovery is not lost.
-    let mut signals = Signals::catch()?;
+    let mut ending = Ending::watch(arguments.until_stdin_closes)?;
     let config = config(&arguments);
     let data = config.folder().map(Path::to_owned);
     let starting = tokio::task::spawn_blocking(move || Broker::start(config));
@@ -54,7 +54,7 @@ async fn serve(arguments: ServeArguments, ready: Option<ReadyFd>) -> Result<(), 
             Ok(started) => started.map_err(|error| start_error(&error))?,
             Err(panic) => return Err(internal(&panic)),
         },
-        () = signals.next() => {
+        () = ending.begun() => {
             tracing::info!("stopped before the broker was ready");
             return Ok(());
         }
@@ -76,17 +76,17 @@ async fn serve(arguments: ServeArguments, ready: Option<ReadyFd>) -> Result<(), 
         }
     }
 
-    signals.next().await;
-    tracing::info!("stopping; a second signal ends the process at once");
+    ending.begun().await;
+    tracing::info!("stopping; a further signal ends the process at once");
     // While the port is still taken: as soon as it is free, another broker may leave files of the same names.
     trust.remove();
     let stopping = tokio::task::spawn_blocking(move || broker.shutdown());
     tokio::select! {
         stopped = stopping => stopped.map(drop).map_err(|panic| internal(&panic)),
-        () = signals.next() => Err(CliError::new(
+        () = ending.signalled() => Err(CliError::new(
             Exit::Interrupted,
             "interrupted",
-            "ended by a second signal before everything was closed",
+            "ended by a signal before everything was closed",
         )
         .with_hint("nothing acknowledged is lost; the next start reads the log's end again")),
     }
@@ -149,29 +149,6 @@ fn start_error(error: &StartError) -> CliError {
 fn internal(panic: &tokio::task::JoinError) -> CliError {
     CliError::new(Exit::No, "internal", format!("the broker failed: {panic}"))
         .with_hint("this is a defect of tidelog; please report the lines above")
-}
-
-/// The signals that end a broker.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn catch() -> Result<Signals, CliError> {
-        let catch = |kind| {
-            signal(kind)
-                .map_err(|error| CliError::new(Exit::No, "start_failed", format!("could not catch signals: {error}")))
-        };
-        Ok(Signals { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// The files by which programs on this machine find the broker and know its key.
