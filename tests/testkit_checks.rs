@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use tidelog::testkit::{Difference, StreamCheck};
+use tidelog::testkit::{Difference, StreamCheck, TestCounters};
 use tidelog::{Broker, BrokerConfig};
 use tidelog_client::{Client, ClientConfig, Publisher};
-use tidelog_protocol::{ProducerName, Record, StreamName, StreamSettings};
+use tidelog_protocol::{ErrorCode, ProducerName, Record, StreamName, StreamSettings};
 use tokio::time::{Instant, timeout};
 
 /// A wait that is to pass: nothing comes in it, however long it is.
@@ -652,4 +652,17 @@ async fn a_broker_that_is_gone_is_told() {
     let text = orders.check_expect(["paid"]).await.unwrap_err().to_string();
     assert!(text.starts_with("stream 'orders': 0 of 1 record came within 50 ms\n"), "{text}");
     assert!(text.contains("\n\n  The broker can't be reached: "), "{text}");
+}
+
+#[tokio::test]
+async fn counters_are_those_of_the_broker() {
+    let scene = Scene::begin().await;
+    let before = TestCounters::of(scene.broker.counters());
+    scene.publish("shop", &["created", "paid"]).await;
+    scene.orders().expect(["created", "paid"]).await;
+    let counted = TestCounters::of(scene.broker.counters()).since(&before);
+    assert_eq!((counted.records_published, counted.records_delivered), (2, 2), "{counted}");
+    assert_eq!((counted.connections, counted.refused(ErrorCode::Fenced)), (1, 0), "{counted}");
+    assert!(counted.syncs >= 2 && counted.bytes_published > 0, "{counted}");
+    assert!(counted.to_string().starts_with("records_published "), "{counted}");
 }
