@@ -17,7 +17,9 @@ use crate::workers::Shell;
 
 /// What stands between a connection and its session.
 #[derive(Clone)]
-pub(crate) struct Between(Rc<dyn Fn(Arc<dyn Connection>) -> Arc<dyn Connection>>);
+pub(crate) struct Between(Rc<Wrap>);
+
+type Wrap = dyn Fn(Arc<dyn Connection>) -> Arc<dyn Connection>;
 
 impl Between {
     #[cfg(feature = "testkit")]

@@ -19,7 +19,10 @@ use super::faults::Faults;
 use super::lives::{Command, Lives, Phase, QuicDoor};
 use super::ordeal::{Death, Ordeal};
 use super::port::Port;
+use super::records::StoredRecord;
 use super::seeded::Seeded;
+use super::stream_check::StreamCheck;
+use super::test_counters::TestCounters;
 use super::weather::OrdealNetwork;
 use super::wire::{Connections, Wire};
 use super::witness::Witness;
@@ -43,8 +46,21 @@ const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
 /// let url = broker.address();
 /// # assert!(url.starts_with("tidelog://127.0.0.1:"));
 ///
-/// let client = broker.client().await;
-/// # client.close().await;
+/// # use tidelog_client::{Client, ClientConfig};
+/// # use tidelog_protocol::{ProducerName, Record, StreamName, StreamSettings};
+/// # let client = Client::connect(ClientConfig::find(&url.parse()?, None)?).await?;
+/// # let stream = client.create_stream(&StreamName::new("orders")?, StreamSettings::default(), true).await?;
+/// # let producer = client.producer(ProducerName::new("shop")?).open().await?;
+/// # let publisher = producer.stream(&stream).await?;
+/// // The next answer is lost with its connection: whatever the program does now, its record must be there once.
+/// broker.faults().lose_answers(1);
+/// # publisher.publish(Record::new("two apples").with_key("order 1")).await?;
+///
+/// let orders = broker.stream("orders").await;
+/// orders.expect(["two apples"]).await;
+/// orders.expect_exactly_once("order 1").await;
+/// orders.expect_no_more().await;
+/// assert_eq!(broker.counters().duplicates_suppressed, 1);
 /// # Ok(())
 /// # }
 /// ```
@@ -335,10 +351,10 @@ impl TestBroker {
         &self.faults.clock
     }
 
-    /// Its counters, over all its lives.
+    /// What it has counted so far, over all its lives.
     #[must_use]
-    pub const fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+    pub fn counters(&self) -> TestCounters {
+        TestCounters::of(&self.counters)
     }
 
     /// Its folder, if it is [on disk](Start::on_disk).
@@ -413,6 +429,22 @@ impl TestBroker {
     }
 
     // Checks.
+
+    /// A look at a stream, over a connection of its own. There need not be such a stream yet.
+    ///
+    /// # Panics
+    /// If the broker can't be reached.
+    pub async fn stream(&self, name: &str) -> StreamCheck {
+        StreamCheck::new(self.client().await, name)
+    }
+
+    /// All records of a stream, from its start to its present end.
+    ///
+    /// # Panics
+    /// If there is no such stream, or not all of it can be read.
+    pub async fn records(&self, stream: &str) -> Vec<StoredRecord> {
+        self.stream(stream).await.records().await
+    }
 
     /// Every record that a program was told to be durable is where it was said to be, with the bytes that were sent:
     /// panics with stream and offsets of what is lost. Streams that somebody has removed are left out.

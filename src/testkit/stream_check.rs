@@ -38,8 +38,9 @@ const WITHIN_DEFAULT: Duration = Duration::from_secs(5);
 /// time with it, and another `StreamCheck` to begin anew.
 ///
 /// What is not there yet is waited for, as long as [`within`](Self::within) says; a stream, too, by the checks that wait.
-/// Waiting takes no processor time and ends as soon as the answer is certain. It goes by tokio's clock, as the client does:
-/// do not pause it (`start_paused`), or whatever waits for the broker is over at once.
+/// Waiting takes no processor time and ends as soon as the answer is certain. It goes by tokio's clock, as the client does: do
+/// not pause it (`start_paused`) unless the broker is [in process](super::Start::in_process), or whatever waits for the
+/// broker is over at once.
 ///
 /// ```
 /// # use tidelog_client::*;
