@@ -61,7 +61,7 @@ impl Lines {
         let mut searched = self.at;
         let end = loop {
             let unsearched = self.block.get(searched..).unwrap_or_default();
-            if let Some(found) = unsearched.iter().position(|byte| *byte == b'\n') {
+            if let Some(found) = memchr::memchr(b'\n', unsearched) {
                 break searched + found;
             }
             if self.block.len() - self.at > self.line_bytes_max {
