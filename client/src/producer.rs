@@ -311,7 +311,7 @@ impl Producer {
                 let mut flushed = Some(Ok(()));
                 for ((_, stream), target) in window.streams().zip(&targets) {
                     if stream.settled < *target {
-                        match stream.failure.as_ref().or(window.failure.as_ref()) {
+                        match stream.failure.as_deref().or(window.failure.as_ref()) {
                             Some(error) => return Some(Err(error.clone())),
                             None => flushed = None,
                         }

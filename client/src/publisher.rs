@@ -251,7 +251,7 @@ impl Publisher {
                 if acknowledged > records {
                     return Some(Ok(acknowledged));
                 }
-                let ended = window.stream(slot).failure.as_ref().or(window.failure.as_ref());
+                let ended = window.stream(slot).failure.as_deref().or(window.failure.as_ref());
                 ended.map(|error| Err(error.clone()))
             })
             .await
@@ -275,7 +275,7 @@ impl Publisher {
         let target = self.opened.shared.lock().stream(slot).pushed;
         self.opened
             .wait(|window| {
-                let ended = window.stream(slot).failure.as_ref().or(window.failure.as_ref());
+                let ended = window.stream(slot).failure.as_deref().or(window.failure.as_ref());
                 match ended {
                     // Closed, but all of it was done before.
                     Some(Error::Closed) | None if reached(window, slot) >= target => Some(Ok(())),

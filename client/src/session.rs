@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tidelog_protocol::{
-    AttemptId, Epoch, ErrorCode, Frame, FrameKind, ProducerId, Request, Response, decode_accepted, decode_answers,
-    encode_frame_header, write_all,
+    AttemptId, Epoch, ErrorCode, FRAME_HEADER_LEN, Frame, FrameKind, ProducerId, Request, Response, decode_accepted,
+    decode_answers, encode_frame_header, write_all,
 };
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::channel::{Channel, failure, unexpected};
@@ -24,6 +25,10 @@ const WRITE_BYTES: usize = 512 * 1024;
 /// Frames below this are copied together: quinn keeps each slice of a write as a chunk of its own, and many small
 /// chunks cost more than the copy.
 const COPY_BYTES_MAX: usize = 16 * 1024;
+
+/// They are copied into blocks of this size: larger ones an allocator takes from the system and gives back each time, and
+/// every page of them is zeroed first.
+const COPY_BLOCK_BYTES: usize = 64 * 1024;
 
 /// What a producer's handles and its task share.
 pub(crate) struct Shared {
@@ -224,7 +229,8 @@ impl Session {
         let patience = sleep_until(self.deadline().unwrap_or_else(|| Instant::now() + self.client.timeout()));
         tokio::pin!(patience);
         loop {
-            if unwritten.is_empty() {
+            let gathers = unwritten.is_empty() && self.shared.lock().gathers();
+            if unwritten.is_empty() && !gathers {
                 self.fill(&mut unwritten);
             }
             let idle = unwritten.is_empty();
@@ -245,7 +251,8 @@ impl Session {
                         return ended;
                     }
                 }
-                () = shared.work.notified(), if idle => {}
+                () = shared.work.notified(), if idle && !gathers => {}
+                () = yield_now(), if gathers => {}
                 () = &mut patience, if self.stalled_since.is_some() => match self.deadline() {
                     Some(deadline) if Instant::now() >= deadline => {
                         return self.client.timed_out("publishing", None).into();
@@ -295,19 +302,28 @@ impl Session {
             return;
         }
         self.stalled_since.get_or_insert_with(Instant::now);
+        let copied_len = |batch: &Bytes| match batch.len() < COPY_BYTES_MAX {
+            true => FRAME_HEADER_LEN + batch.len(),
+            false => FRAME_HEADER_LEN,
+        };
+        let mut left: usize = batches.iter().map(copied_len).sum();
         let mut copied = BytesMut::new();
         for batch in batches {
+            let len = copied_len(&batch);
+            if copied.capacity() - copied.len() < len {
+                push_filled(unwritten, &mut copied);
+                copied = BytesMut::with_capacity(left.min(COPY_BLOCK_BYTES));
+            }
+            left -= len;
             copied.put_slice(&encode_frame_header(FrameKind::Publish, batch.len()));
-            if batch.len() < COPY_BYTES_MAX {
+            if len > FRAME_HEADER_LEN {
                 copied.put_slice(&batch);
             } else {
-                unwritten.push(copied.split().freeze());
+                push_filled(unwritten, &mut copied);
                 unwritten.push(batch);
             }
         }
-        if !copied.is_empty() {
-            unwritten.push(copied.freeze());
-        }
+        push_filled(unwritten, &mut copied);
     }
 
     /// Applies a frame and all that have come with it, then lets everybody know.
@@ -365,5 +381,11 @@ impl Session {
 
     fn deadline(&self) -> Option<Instant> {
         self.stalled_since.map(|since| since + self.client.timeout())
+    }
+}
+
+fn push_filled(unwritten: &mut Vec<Bytes>, copied: &mut BytesMut) {
+    if !copied.is_empty() {
+        unwritten.push(copied.split().freeze());
     }
 }

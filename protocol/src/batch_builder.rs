@@ -10,8 +10,15 @@ use crate::limits::{BATCH_RECORDS_MAX, Limits};
 use crate::position::{Sequence, StreamId};
 use crate::record::{Record, RecordError, check_value};
 
-/// Bytes to allocate at once, at least.
-const BUFFER_BYTES: usize = 64 << 10;
+/// Bytes to allocate at once, at least: for one batch, or some that are smaller.
+///
+/// Not more: a producer of a thousand streams has as many builders, and what it writes to in turn has to fit the
+/// processor's caches. With 64 KiB for each, half of such a producer's time went by waiting for memory.
+const BUFFER_BYTES: usize = 4 << 10;
+/// Buffers have multiples of so many bytes, so that one that was given up fits the next batch.
+const BUFFER_BYTES_STEP: usize = 1 << 10;
+/// Bytes to allocate at once because earlier batches were as large, at most.
+const BUFFER_BYTES_MAX: usize = 320 << 10;
 
 /// A batch under construction.
 ///
@@ -21,11 +28,16 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub struct BatchBuilder {
     /// Room for the header, then the records. Empty while there is no record.
     buffer: BytesMut,
+    // Numbers of 32 bits, so that all of it fits a cache line: whoever has a thousand of them goes from one to the other.
     count: u32,
+    /// Bytes of the records counted in, lengths included.
+    content_len: u32,
     /// Where the last record's body starts in `buffer`.
-    last_body: usize,
+    last_body: u32,
     /// The limit for the content, from the limits of the last push.
-    content_bytes_max: usize,
+    content_bytes_max: u32,
+    /// Bytes that the next batch is made room for.
+    expected: u32,
 }
 
 impl BatchBuilder {
@@ -59,33 +71,98 @@ impl BatchBuilder {
         Ok(())
     }
 
+    /// Counts a record in whose body is written later by [`write_body`](Self::write_body): whoever has many builders
+    /// writes to memory that is at hand, and to each of them some records at a time. All that was counted in must be
+    /// written, in the same order, before the batch is finished or a record is pushed.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    pub fn count_in(&mut self, record: &Record, limits: &Limits) -> Result<(), RecordError> {
+        record.check(limits)?;
+        self.count_body(record.encoded_len(), limits).map(drop)
+    }
+
+    /// [`count_in`](Self::count_in) for a record of only a value.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    pub fn count_value_in(&mut self, value: &[u8], limits: &Limits) -> Result<(), RecordError> {
+        check_value(value, limits)?;
+        self.count_body(value_body_len(value), limits).map(drop)
+    }
+
+    /// Writes the [body](Record::encode_into) of the next record that was counted in.
+    pub fn write_body(&mut self, body: &[u8]) {
+        self.write_len(body.len(), entry_len(body.len()));
+        self.buffer.put_slice(body);
+    }
+
     /// Counts a record in and writes its length; the caller writes the body.
     #[inline]
     fn start_record(&mut self, body_len: usize, limits: &Limits) -> Result<(), RecordError> {
+        let entry_len = self.count_body(body_len, limits)?;
+        self.write_len(body_len, entry_len);
+        Ok(())
+    }
+
+    /// Gives the bytes that the record takes, its length included.
+    #[inline]
+    fn count_body(&mut self, body_len: usize, limits: &Limits) -> Result<usize, RecordError> {
         let entry_len = entry_len(body_len);
-        let content_len = self.content_len();
-        let content_bytes_max = limits.content_bytes_max(self.count + 1);
-        if self.count >= limits.batch_records_bound() || content_len + entry_len > content_bytes_max {
-            return Err(RecordError::BatchFull { count: self.count, content_len });
+        let content_len = self.content_len() + entry_len;
+        let content_bytes_max = u32::try_from(limits.content_bytes_max(self.count + 1)).unwrap_or(u32::MAX);
+        if self.count >= limits.batch_records_bound() || content_len > content_bytes_max as usize {
+            return Err(RecordError::BatchFull { count: self.count, content_len: self.content_len() });
         }
-        if self.count == 0 {
-            self.reserve(BATCH_HEADER_LEN + entry_len);
+        self.count += 1;
+        // Fits: it is within a limit that does.
+        self.content_len = content_len as u32;
+        self.content_bytes_max = content_bytes_max;
+        Ok(entry_len)
+    }
+
+    #[inline]
+    fn write_len(&mut self, body_len: usize, entry_len: usize) {
+        if self.buffer.is_empty() {
+            self.reserve_first(BATCH_HEADER_LEN + entry_len);
             self.buffer.put_bytes(0, BATCH_HEADER_LEN);
         } else {
             self.reserve(entry_len);
         }
         leb128::put(&mut Buffer(&mut self.buffer), body_len as u64);
-        self.last_body = self.buffer.len();
-        self.count += 1;
-        self.content_bytes_max = content_bytes_max;
-        Ok(())
+        self.last_body = self.buffer.len() as u32;
     }
 
-    /// Makes room for `bytes` more. Small batches share an allocation: a new one is made only when the last is used up.
+    /// Makes room for the first record of a batch, and for as many behind it as the batch before had. Small batches share
+    /// an allocation: a new one is made only when the last is used up.
+    fn reserve_first(&mut self, bytes: usize) {
+        let expected = bytes.max(self.expected as usize);
+        if !self.buffer.try_reclaim(expected) {
+            self.buffer = BytesMut::with_capacity(expected.max(BUFFER_BYTES));
+        }
+    }
+
+    /// Bytes that a buffer for the next batch should have, if there is no record and no room for such a batch.
+    #[must_use]
+    pub fn wants_buffer(&self) -> Option<usize> {
+        let expected = self.expected as usize;
+        let lacks_room = self.buffer.is_empty() && self.buffer.capacity() < expected.max(1);
+        lacks_room.then_some(expected.max(BUFFER_BYTES))
+    }
+
+    /// Writes the next batch to this buffer, which is empty, rather than to one that would have to be allocated. Without
+    /// effect if a batch is begun.
+    pub fn use_buffer(&mut self, buffer: BytesMut) {
+        if self.buffer.is_empty() && buffer.is_empty() {
+            self.buffer = buffer;
+        }
+    }
+
+    /// Makes room for `bytes` more, and doubles it for a batch that becomes larger than expected.
     #[inline]
     fn reserve(&mut self, bytes: usize) {
         if self.buffer.capacity() - self.buffer.len() < bytes {
-            self.buffer.reserve(bytes.max(BUFFER_BYTES));
+            self.buffer.reserve(bytes.max(self.buffer.len().min(BUFFER_BYTES_MAX)));
         }
     }
 
@@ -117,7 +194,7 @@ impl BatchBuilder {
     /// Bytes of the records pushed since the last batch, lengths included.
     #[must_use]
     pub fn content_len(&self) -> usize {
-        self.buffer.len().saturating_sub(BATCH_HEADER_LEN)
+        self.content_len as usize
     }
 
     /// Whether nothing was pushed since the last batch.
@@ -178,8 +255,9 @@ impl BatchBuilder {
             before = sequence;
         }
         let content_len = block_len + self.content_len();
-        if content_len > self.content_bytes_max {
-            return Err(BatchError::ContentTooLarge { count, bytes: content_len, max: self.content_bytes_max });
+        let max = self.content_bytes_max as usize;
+        if content_len > max {
+            return Err(BatchError::ContentTooLarge { count, bytes: content_len, max });
         }
         self.insert_sequences(previous, sequences, block_len);
         Ok(self.finish(BatchFlags::SPARSE, stream, [first, last, previous]))
@@ -196,15 +274,22 @@ impl BatchBuilder {
             before = sequence;
         }
         self.buffer.put_slice(records.get(BATCH_HEADER_LEN..).unwrap_or_default());
-        self.last_body += block_len;
+        // Checked to be within the limit.
+        self.last_body += block_len as u32;
+        self.content_len += block_len as u32;
     }
 
     /// Fills in the header and hands the batch out.
     fn finish(&mut self, flags: BatchFlags, stream: StreamId, [first, last, previous]: [Sequence; 3]) -> Bytes {
         assert!(!self.is_empty(), "a batch has at least one record");
-        let content_len = u32::try_from(self.content_len()).expect("the limits keep a batch far below 4 GiB");
+        let written = self.buffer.len().saturating_sub(BATCH_HEADER_LEN);
+        assert_eq!(written, self.content_len(), "all that was counted in was written");
+        let content_len = self.content_len;
         let mut batch = self.buffer.split();
-        let (before, last_body) = batch.split_at(self.last_body);
+        // The next one is seldom larger by more than a quarter.
+        self.expected =
+            (batch.len() + batch.len() / 4).next_multiple_of(BUFFER_BYTES_STEP).min(BUFFER_BYTES_MAX) as u32;
+        let (before, last_body) = batch.split_at(self.last_body as usize);
         let (_, before) = before.split_at(BATCH_HEADER_LEN);
         let mut header = BatchHeader {
             content_crc: 0,
@@ -228,6 +313,7 @@ impl BatchBuilder {
         header.content_crc = whole.finalize();
         batch.split_at_mut(BATCH_HEADER_LEN).0.copy_from_slice(&header.encode());
         self.count = 0;
+        self.content_len = 0;
         self.last_body = 0;
         batch.freeze()
     }
@@ -263,6 +349,60 @@ mod tests {
         let mut builder = BatchBuilder::new();
         builder.push(&Record::new("value"), &Limits::default()).unwrap();
         assert_eq!(builder.finish_anonymous(STREAM), with(&[b"value"]).finish_anonymous(STREAM));
+    }
+
+    #[test]
+    fn records_counted_in_first_and_written_later_make_the_same_batch() {
+        let limits = Limits::default();
+        let record = Record::new("value").with_key("key");
+        let mut builder = BatchBuilder::new();
+        builder.count_in(&record, &limits).unwrap();
+        builder.count_value_in(b"b", &limits).unwrap();
+        assert_eq!(builder.count(), 2);
+        let mut body = Vec::new();
+        record.encode_into(&mut body);
+        builder.write_body(&body);
+        builder.write_body(b"\0b");
+        let mut pushed = BatchBuilder::new();
+        pushed.push(&record, &limits).unwrap();
+        pushed.push_value(b"b", &limits).unwrap();
+        assert_eq!(builder.content_len(), pushed.content_len());
+        assert_eq!(builder.finish_anonymous(STREAM), pushed.finish_anonymous(STREAM));
+    }
+
+    #[test]
+    #[should_panic(expected = "all that was counted in was written")]
+    fn a_batch_is_not_finished_without_what_was_counted_in() {
+        let mut builder = with(&[b"a"]);
+        builder.count_value_in(b"b", &Limits::default()).unwrap();
+        builder.finish_anonymous(STREAM);
+    }
+
+    #[test]
+    fn a_buffer_that_is_handed_in_is_used_where_room_is_wanted() {
+        let mut builder = BatchBuilder::new();
+        let wanted = builder.wants_buffer().unwrap();
+        let buffer = BytesMut::with_capacity(wanted);
+        let start = buffer.as_ptr();
+        builder.use_buffer(buffer);
+        assert_eq!(builder.wants_buffer(), None);
+        builder.push_value(b"a", &Limits::default()).unwrap();
+        builder.use_buffer(BytesMut::with_capacity(wanted));
+        let batch = builder.finish_anonymous(STREAM);
+        assert_eq!((batch.as_ptr(), &batch), (start, &with(&[b"a"]).finish_anonymous(STREAM)));
+        assert_eq!(builder.wants_buffer(), None, "small batches share one");
+    }
+
+    #[test]
+    fn a_batch_that_outgrows_its_room_is_whole() {
+        let limits = Limits::default();
+        let mut builder = with(&[b"a"]);
+        builder.finish_anonymous(STREAM);
+        let value = [7; 1_000];
+        (0..200).for_each(|_| builder.push_value(&value, &limits).unwrap());
+        let large = builder.finish_anonymous(STREAM);
+        assert_eq!(check_batch(&large, &limits).unwrap().count, 200);
+        assert!(builder.wants_buffer().is_some_and(|bytes| bytes > large.len()));
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Window {
             content_crc: batch.content_crc(),
         };
         self.note_settled(batch.slot, receipt);
+        self.spares.put(batch.bytes);
         Ok(())
     }
 

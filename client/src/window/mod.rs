@@ -11,6 +11,8 @@
 mod answers;
 mod batch;
 mod linger;
+mod spares;
+mod staging;
 mod stream;
 
 use std::collections::VecDeque;
@@ -28,7 +30,9 @@ pub use self::stream::{Acknowledgement, Receipt};
 pub(crate) use self::stream::{Numbering, StreamWindow};
 
 use self::batch::{Batch, Sent};
-use self::linger::Due;
+use self::linger::Gathering;
+use self::spares::Spares;
+use self::staging::Staging;
 
 /// A batch is closed when it would grow beyond this; larger ones gain nothing and make answers coarse.
 const BATCH_CONTENT_BYTES_PREFERRED: usize = 256 * 1024;
@@ -117,10 +121,16 @@ pub(crate) struct Window {
     bytes: usize,
     /// Streams with an open batch, in the order of their first record.
     open: VecDeque<usize>,
-    /// Whether some open batch needs no company.
-    large_open: bool,
+    /// Streams whose open batch has come to need no company; it may have been closed since.
+    large: Vec<usize>,
     /// Bytes of all open batches.
     open_bytes: usize,
+    /// Records taken in, of all streams.
+    taken: u64,
+    gathering: Gathering,
+    /// Records that are counted in and stand in none of the open batches yet.
+    staging: Staging,
+    spares: Spares,
     streams: Vec<StreamWindow>,
     /// Receipts that wait to be taken, each with its stream's slot, in the order in which their batches became durable.
     receipts: VecDeque<(usize, Receipt)>,
@@ -139,8 +149,12 @@ impl Window {
             answered: 0,
             bytes: 0,
             open: VecDeque::new(),
-            large_open: false,
+            large: Vec::new(),
             open_bytes: 0,
+            taken: 0,
+            gathering: Gathering::default(),
+            staging: Staging::default(),
+            spares: Spares::new(options.bytes_max),
             streams: Vec::new(),
             receipts: VecDeque::new(),
             failure: None,
@@ -205,7 +219,10 @@ impl Window {
     /// Why `slot` takes no more records.
     pub(crate) fn failure_of(&self, slot: usize) -> Option<Error> {
         let stream = self.stream(slot);
-        self.failure.clone().or_else(|| stream.failure.clone()).or_else(|| stream.closed.then_some(Error::Closed))
+        self.failure
+            .clone()
+            .or_else(|| stream.failure.as_deref().cloned())
+            .or_else(|| stream.closed.then_some(Error::Closed))
     }
 
     /// Takes a record in if there is room. A single record is always taken by an empty window. With a sequence if the
@@ -236,25 +253,52 @@ impl Window {
         if !fits {
             self.close_batch(slot);
         }
+        let stages = self.open.len() > linger::OPEN_FEW && Staging::takes(body);
+        if !stages && !self.staging.is_empty() {
+            self.unstage();
+        }
         let limits = &self.limits;
         let stream = self.streams.get_mut(slot).expect("slots come from add_stream and are never removed");
         let (bytes_before, content_before) = (stream.open_bytes(), stream.builder.content_len());
-        match body {
-            Body::Record(record) => stream.builder.push(record, limits)?,
-            Body::Value(value) => stream.builder.push_value(value, limits)?,
+        match (body, stages) {
+            (Body::Record(record), false) => stream.builder.push(record, limits)?,
+            (Body::Value(value), false) => stream.builder.push_value(value, limits)?,
+            (Body::Record(record), true) => stream.builder.count_in(record, limits)?,
+            (Body::Value(value), true) => stream.builder.count_value_in(value, limits)?,
         }
         stream.count_in(sequence);
         let content = stream.builder.content_len();
         let added = stream.open_bytes() - bytes_before;
         self.bytes += added;
         self.open_bytes += added;
+        self.taken += 1;
+        if stages && self.staging.put(slot, body) {
+            self.unstage();
+        }
         if starts_batch {
             self.open.push_back(slot);
         }
-        self.large_open |= content >= linger::CONTENT_BYTES_SMALL;
         let has_grown_up = linger::has_grown_up(content_before, content);
-        let wake = !fits || has_grown_up || self.sent < linger::SMALL_IN_FLIGHT_MAX || self.is_half_open();
+        if has_grown_up {
+            self.large.push(slot);
+        }
+        let wake = !fits || has_grown_up || self.has_few_sent() || self.has_too_many_open();
         Ok(Push::Taken { sequence, wake })
+    }
+
+    /// Writes what was only counted in to the open batches.
+    fn unstage(&mut self) {
+        for (slot, body) in self.staging.bodies() {
+            let builder =
+                &mut self.streams.get_mut(slot).expect("slots come from add_stream and are never removed").builder;
+            if let Some(bytes) = builder.wants_buffer()
+                && let Some(spare) = self.spares.take(bytes)
+            {
+                builder.use_buffer(spare);
+            }
+            builder.write_body(body);
+        }
+        self.staging.clear();
     }
 
     /// Whoever waits for the last record of a stream hears of it through this.
@@ -263,6 +307,7 @@ impl Window {
     }
 
     fn close_batch(&mut self, slot: usize) {
+        self.unstage();
         if self.open.front() == Some(&slot) {
             self.open.pop_front();
         } else {
@@ -306,23 +351,41 @@ impl Window {
         Some(batch.bytes.clone())
     }
 
-    /// Whether the open batches fill half of the window.
-    fn is_half_open(&self) -> bool {
-        self.open_bytes >= self.options.bytes_max / 2
+    const fn has_few_sent(&self) -> bool {
+        self.sent < linger::SMALL_IN_FLIGHT_MAX
+    }
+
+    const fn has_too_many_open(&self) -> bool {
+        self.open_bytes >= linger::open_bytes_max(self.options.bytes_max)
+    }
+
+    /// Whether what is open had better wait for another turn of the runtime, since its producer goes on. To be asked once
+    /// each turn in which nothing is being written.
+    pub(crate) fn gathers(&mut self) -> bool {
+        let may_wait = self.sent == self.queue.len() && self.has_few_sent() && !self.has_too_many_open();
+        may_wait && self.gathering.waits(self.open.len(), self.taken)
     }
 
     fn close_due(&mut self) {
-        let is_due = match linger::due(self.sent, self.is_half_open(), self.large_open) {
-            Due::None => return,
-            Due::All => |_: usize| true,
-            Due::Large => |content_len: usize| content_len >= linger::CONTENT_BYTES_SMALL,
+        let lump = linger::lump_bytes(self.options.bytes_max);
+        let mut left = match (self.has_too_many_open(), self.has_few_sent()) {
+            (true, _) => lump,
+            (false, true) if self.gathering.goes_on() => lump,
+            (false, true) => usize::MAX,
+            (false, false) => 0,
         };
-        let due: Vec<usize> =
-            self.open.iter().copied().filter(|slot| is_due(self.stream(*slot).builder.content_len())).collect();
-        for slot in due {
+        while left > 0
+            && let Some(slot) = self.open.front().copied()
+        {
+            let open_bytes = self.open_bytes;
             self.close_batch(slot);
+            left = left.saturating_sub(open_bytes - self.open_bytes);
         }
-        self.large_open = false;
+        for slot in std::mem::take(&mut self.large) {
+            if self.stream(slot).builder.content_len() >= linger::CONTENT_BYTES_SMALL {
+                self.close_batch(slot);
+            }
+        }
     }
 
     /// Takes the first receipt of a stream.
@@ -390,9 +453,10 @@ impl Window {
             }
             keep
         });
+        self.unstage();
         let stream = self.stream_mut(slot);
         stream.fail_watchers(&error);
-        stream.failure.get_or_insert(error);
+        stream.failure.get_or_insert_with(|| Box::new(error));
         let open_bytes = stream.open_bytes();
         stream.builder = BatchBuilder::new();
         stream.sequences.clear();

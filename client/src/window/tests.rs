@@ -95,6 +95,20 @@ fn a_full_window_refuses_and_an_empty_one_takes_any_record() {
 }
 
 #[test]
+fn the_smallest_window_holds_one_record_at_a_time_and_sends_it() {
+    let mut window = Window::new(WindowOptions { bytes_max: 1, ..OPTIONS }, Limits::default());
+    let slots = ["a", "b"].map(|name| add(&mut window, name, 0));
+    for ordinal in 1..=4 {
+        let slot = slots[ordinal as usize % 2];
+        assert!(matches!(push(&mut window, slot, b"x"), Push::Taken { wake: true, .. }));
+        assert_eq!(push(&mut window, slot, b"y"), Push::Full);
+        assert!(!window.gathers());
+        assert_eq!(drain(&mut window).len(), 1);
+        window.settle(ordinal, &[STORED]).unwrap();
+    }
+}
+
+#[test]
 fn batches_are_counted_too() {
     let mut window = window();
     let slots: Vec<usize> = (0..=BATCHES_MAX).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
@@ -108,25 +122,123 @@ fn batches_are_counted_too() {
     assert!(matches!(push(&mut window, slots[0], b""), Push::Taken { .. }));
 }
 
-#[test]
-fn batches_of_many_streams_leave_together_when_they_fill_half_of_the_window() {
+/// A window with so many streams, one record of each under way.
+fn busy_window(streams: usize) -> (Window, Vec<usize>) {
     let mut window = Window::new(OPTIONS, Limits::default());
-    let slots: Vec<usize> = (0..100).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
-    // One record each, all under way.
+    let slots: Vec<usize> = (0..streams).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
     for &slot in &slots {
         push(&mut window, slot, b"x");
     }
     assert_eq!(drain(&mut window).len(), slots.len());
+    (window, slots)
+}
+
+#[test]
+fn batches_of_many_streams_leave_oldest_first_and_in_lumps_when_they_fill_their_part_of_the_window() {
+    let (mut window, slots) = busy_window(100);
+    let most = linger::open_bytes_max(OPTIONS.bytes_max);
     let mut round = slots.iter().cycle();
     let mut wakes = 0;
-    while window.open_bytes < OPTIONS.bytes_max / 2 {
-        assert_eq!(wakes, 0, "half of the window is not full yet");
+    while window.open_bytes < most {
+        assert_eq!(wakes, 0, "their part is not full yet");
         assert!(drain(&mut window).is_empty());
         let pushed = push(&mut window, *round.next().unwrap(), &[0; 100]);
         wakes += usize::from(matches!(pushed, Push::Taken { wake: true, .. }));
     }
-    assert_eq!((wakes, drain(&mut window).len()), (1, slots.len()));
-    assert_eq!(window.open_bytes, 0);
+    assert_eq!(wakes, 1);
+    let oldest: Vec<_> = window.open.iter().copied().collect();
+    let sent = drain(&mut window);
+    let lump: usize = sent.iter().map(Bytes::len).sum();
+    assert!(lump >= linger::lump_bytes(OPTIONS.bytes_max), "{lump}");
+    assert!(sent.len() < slots.len() / 2, "the others grow on");
+    let streams = |batch: &Bytes| check_batch(batch, &Limits::default()).unwrap().stream;
+    let expected: Vec<_> = oldest[..sent.len()].iter().map(|slot| window.stream(*slot).id).collect();
+    assert_eq!(sent.iter().map(streams).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn with_the_answers_all_leave_if_the_producer_has_paused_and_the_oldest_if_it_goes_on() {
+    for goes_on in [false, true] {
+        let (mut window, slots) = busy_window(100);
+        for &slot in &slots {
+            push(&mut window, slot, &[0; 5_000]);
+        }
+        assert!(drain(&mut window).is_empty());
+        let answered = slots.len() - linger::SMALL_IN_FLIGHT_MAX + 1;
+        window.settle(answered as u64, &vec![STORED; answered]).unwrap();
+        while window.gathers() {
+            if goes_on {
+                push(&mut window, slots[0], b"x");
+            }
+        }
+        let sent: usize = drain(&mut window).iter().map(Bytes::len).sum();
+        let lump = linger::lump_bytes(OPTIONS.bytes_max);
+        let expected = if goes_on { lump..lump + 10_000 } else { 500_000..510_000 };
+        assert!(expected.contains(&sent), "{sent}");
+    }
+}
+
+#[test]
+fn a_producer_of_many_streams_is_waited_for_while_it_goes_on_and_not_for_ever() {
+    let mut window = Window::new(OPTIONS, Limits::default());
+    let slots: Vec<usize> = (0..100).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
+    push(&mut window, slots[0], b"x");
+    assert!(!window.gathers(), "few streams: at once");
+    for &slot in &slots {
+        push(&mut window, slot, b"x");
+    }
+    assert!(window.gathers(), "it has brought more");
+    assert!(!window.gathers(), "it pauses");
+    let mut turns = 0;
+    push(&mut window, slots[0], b"x");
+    while window.gathers() {
+        turns += 1;
+        push(&mut window, slots[0], b"x");
+    }
+    assert!((2..100).contains(&turns), "{turns}");
+    // With answers to come, those are what it waits for.
+    drain(&mut window);
+    push(&mut window, slots[0], b"x");
+    assert!(!window.gathers());
+}
+
+#[test]
+fn records_of_many_streams_come_whole_and_in_order_whatever_their_size() {
+    let mut window = Window::new(OPTIONS, Limits::default());
+    let slots: Vec<usize> = (0..40).map(|number| add(&mut window, &format!("s{number}"), 0)).collect();
+    // Longer ones go straight to their batches, those before them first.
+    let value = |number: usize| vec![number as u8; if number.is_multiple_of(7) { 1_500 } else { number % 300 }];
+    let mut expected = vec![Vec::new(); slots.len()];
+    for number in 0..800 {
+        let place = number * 31 % slots.len();
+        let pushed = match number % 3 {
+            0 => window.push(slots[place], None, Body::Record(&Record::new(value(number)).with_key("key"))),
+            _ => window.push(slots[place], None, Body::Value(&value(number))),
+        };
+        assert!(matches!(pushed.unwrap(), Push::Taken { .. }), "there is room");
+        expected[place].push(value(number));
+    }
+    let mut found = vec![Vec::new(); slots.len()];
+    for batch in drain(&mut window) {
+        let header = check_batch(&batch, &Limits::default()).unwrap();
+        let records = tidelog_protocol::BatchRecords::new(&batch).unwrap();
+        found[(header.stream.get() - 100) as usize].extend(records.map(|record| record.unwrap().1.value.to_vec()));
+    }
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_stream_that_ends_takes_its_staged_records_along_and_no_others() {
+    let (mut window, slots) = busy_window(40);
+    for &slot in &slots {
+        push(&mut window, slot, b"y");
+    }
+    window.fail_stream(slots[39], Error::Closed);
+    window.settle(40, &[STORED; 40]).unwrap();
+    let left = drain(&mut window);
+    assert_eq!(left.iter().map(bounds).collect::<Vec<_>>(), [(2, 2); 39]);
+    window.settle(79, &[STORED; 39]).unwrap();
+    assert_eq!((window.bytes, window.open_bytes), (0, 0));
 }
 
 #[test]
