@@ -119,23 +119,25 @@ impl Engine {
         self.clock.monotonic().saturating_sub(self.started)
     }
 
-    /// Judges a batch and appends it, once there is room.
-    pub(crate) async fn publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes) -> Step {
+    /// Judges a batch and appends it, once there is room. `now` is when it was received, and later if it had to wait.
+    pub(crate) async fn publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes, now: &mut Now) -> Step {
         loop {
+            // Before the look, so that no room that comes meanwhile is missed.
             let room = self.room.notified();
             if self.has_room() {
-                let step = self.try_publish(session, grant, batch);
+                let step = self.try_publish(session, grant, batch, *now);
                 if step != Step::NoRoom {
                     return step;
                 }
             }
             room.await;
+            *now = self.now();
         }
     }
 
-    fn try_publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes) -> Step {
+    fn try_publish(&self, session: SessionKey, grant: &Grant, batch: &Bytes, now: Now) -> Step {
         let mut sequencer = self.sequencer.borrow_mut();
-        let step = sequencer.publish(session, grant, batch, self.now(), &mut *self.hub.borrow_mut());
+        let step = sequencer.publish(session, grant, batch, now, &mut *self.hub.borrow_mut());
         drop(sequencer);
         self.touched();
         step

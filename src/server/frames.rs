@@ -59,6 +59,7 @@ pub(crate) struct FrameReader {
     /// Of the connection.
     allowance: Rc<Allowance>,
     paid: Option<Paid>,
+    reads: u64,
 }
 
 /// Memory for the frame that is being read, or that whoever asked for it is still busy with.
@@ -71,7 +72,7 @@ struct Paid {
 impl FrameReader {
     pub(crate) fn new(receive: Box<dyn ReceiveHalf>, engine: &Engine, allowance: &Rc<Allowance>) -> Self {
         let decoder = FrameDecoder::new(engine.limits.clone());
-        Self { receive, decoder, allowance: Rc::clone(allowance), paid: None }
+        Self { receive, decoder, allowance: Rc::clone(allowance), paid: None, reads: 0 }
     }
 
     /// The next frame, or `None` when the peer has finished. Cancel safe.
@@ -84,6 +85,7 @@ impl FrameReader {
             let due = self.decoder.frame_len().saturating_sub(self.decoder.buffered());
             match self.read(READ_BYTES.max(due)).await? {
                 Some(chunk) => {
+                    self.reads += 1;
                     self.decoder.push(&chunk);
                     self.allowance.received(chunk.len());
                 }
@@ -91,6 +93,11 @@ impl FrameReader {
                 None => return Err(SessionEnd::failure(ErrorCode::Malformed, "the QUIC stream ends inside a frame")),
             }
         }
+    }
+
+    /// How often bytes were read: frames between which it does not change were received at the same time.
+    pub(crate) const fn reads(&self) -> u64 {
+        self.reads
     }
 
     /// Takes memory for the frame whose header is there. Meanwhile nothing is read, so flow control stops the sender.

@@ -124,16 +124,24 @@ impl<'a> Session<'a> {
 
     async fn read_batches(&self, reader: &mut FrameReader) -> Result<(), SessionEnd> {
         let mut share = None;
+        // Of all batches that came with one read, and were dealt with without a wait.
+        let mut received = None;
         while let Some(frame) = reader.next().await? {
             if frame.kind != FrameKind::Publish {
                 let message = format!("a frame {:?} has no place in a publishing session", frame.kind);
                 return Err(SessionEnd::failure(ErrorCode::Malformed, message));
             }
             self.received.set(self.received.get() + 1);
-            let step = self.engine.publish(self.key, &self.grant, &frame.body).await;
+            let mut now = match received {
+                Some((reads, now)) if reads == reader.reads() => now,
+                _ => self.engine.now(),
+            };
+            let step = self.engine.publish(self.key, &self.grant, &frame.body, &mut now).await;
+            received = Some((reader.reads(), now));
             self.outbox.ordered(self.received.get(), step == Step::Decided(Ordered::Refused));
             while self.unanswered() >= self.unanswered_max(&mut share) {
                 self.outbox.answered.notified().await;
+                received = None;
             }
         }
         Ok(())

@@ -72,7 +72,8 @@ impl State {
             Change::EpochRaised(raised) => self.producers.apply_epoch(raised),
             Change::BatchAppended(batch) => {
                 // Both count it, whatever the other finds wrong with it.
-                let producers = self.producers.apply_batch(batch);
+                let (decided_before, producers) = self.producers.apply_batch(batch);
+                self.journal.note_batch(batch, decided_before);
                 self.catalogue.apply_batch(batch).and(producers)
             }
             Change::OffsetsSkipped(skipped) => self.catalogue.apply_skip(skipped),

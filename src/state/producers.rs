@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -311,12 +312,13 @@ impl ProducerTable {
             };
         }
         // Whatever ended with the same sequence must have had the same last record, however it was cut.
-        let is_reused = self.recent.ending_alike(producer, header).is_some_and(|stored| differs(stored, header))
+        let stored = self.recent.holding_end(producer, header);
+        let is_reused = stored.is_some_and(|stored| stored.header.last == header.last && differs(stored, header))
             || state.is_some_and(|state| state.last == header.last && state.last_record_crc != header.last_record_crc);
         if is_reused && !self.sabotages.has(Sabotage::AnyOldIsDuplicate) {
             return Verdict::refused_at(ErrorCode::SequenceReused, last);
         }
-        Verdict::Duplicate { base_offset: self.recent.offset_of(producer, header) }
+        Verdict::Duplicate { base_offset: stored.and_then(|stored| stored.offset_of(header)) }
     }
 
     fn admit_sparse(&self, producer: ProducerId, header: &BatchHeader, state: Option<&SequenceState>) -> Verdict {
@@ -376,9 +378,10 @@ impl ProducerTable {
         Ok(())
     }
 
-    pub(super) fn apply_batch(&mut self, batch: &BatchAppended) -> Result<(), ReplayError> {
+    /// Counts a batch in; also where its producer's last one in the stream was decided, if it has one there.
+    pub(super) fn apply_batch(&mut self, batch: &BatchAppended) -> (Option<u64>, Result<(), ReplayError>) {
         if batch.producer == ProducerId::ANONYMOUS {
-            return Ok(());
+            return (None, Ok(()));
         }
         let epoch = self.apply_epoch_of(batch);
         let header = &batch.header;
@@ -390,23 +393,29 @@ impl ProducerTable {
             is_sparse: header.is_sparse(),
             decided_at: batch.decided_at,
         };
-        let known = self.sequences.get(&(header.stream, batch.producer)).copied();
-        let before = known.map_or(new.last, |state| state.last);
-        if known.is_none_or(|state| new.last > state.last) {
-            let is_sparse = new.is_sparse || known.is_some_and(|state| state.is_sparse);
-            self.sequences.insert((header.stream, batch.producer), SequenceState { is_sparse, ..new });
+        let known = match self.sequences.entry((header.stream, batch.producer)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(new);
+                self.recent.push(batch);
+                return (None, epoch);
+            }
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        let (before, decided_before) = (known.last, Some(known.decided_at));
+        if new.last > before {
+            *known = SequenceState { is_sparse: new.is_sparse || known.is_sparse, ..new };
             self.recent.push(batch);
         }
-        if known.is_some() && before != batch.sequence_before() {
+        if before != batch.sequence_before() {
             let what = format!(
                 "holds records of producer {} in stream {} behind sequence {}, where {before} was the last",
                 batch.producer,
                 header.stream,
                 batch.sequence_before()
             );
-            return Err(ReplayError { position: batch.decided_at, what });
+            return (decided_before, Err(ReplayError { position: batch.decided_at, what }));
         }
-        epoch
+        (decided_before, epoch)
     }
 
     /// A batch was stored under the epoch of that moment, so it shows the epoch as well as the entry that raised it.

@@ -23,11 +23,16 @@ pub(super) struct RecentBatch {
 }
 
 /// The recent batches of all producers, oldest forgotten first.
+///
+/// They stand in one queue, and what belongs to one producer in one stream is a list of numbers: where a thousand streams
+/// are written to in turn, a queue of batches for each would have every one of them written to memory that has left the
+/// processor's caches since.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RecentBatches {
-    by_key: IdMap<(ProducerId, StreamId), VecDeque<RecentBatch>>,
-    /// Numbers and whose they are, ascending.
-    order: VecDeque<(u64, (ProducerId, StreamId))>,
+    /// By number, and whose they are; ascending.
+    batches: VecDeque<(ProducerId, RecentBatch)>,
+    /// The numbers of each, ascending.
+    by_key: IdMap<(ProducerId, StreamId), VecDeque<u64>>,
     /// How many there have been.
     count: u64,
 }
@@ -38,28 +43,44 @@ impl RecentBatches {
             RecentBatch { number: self.count, header: batch.header, base_offset: batch.base_offset, skip: batch.skip };
         self.count += 1;
         // First, since a full queue would double its room for the one that is too many.
-        if self.order.len() >= RECENT_BATCHES_MAX {
+        if self.batches.len() >= RECENT_BATCHES_MAX {
             self.forget_oldest();
         }
         self.put(batch.producer, recent);
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, oldest)) = self.order.pop_front()
-            && let Some(batches) = self.by_key.get_mut(&oldest)
-        {
-            batches.pop_front();
-            if batches.is_empty() {
-                self.by_key.remove(&oldest);
+        let Some((producer, oldest)) = self.batches.pop_front() else { return };
+        let key = (producer, oldest.header.stream);
+        if let Some(numbers) = self.by_key.get_mut(&key) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.by_key.remove(&key);
             }
         }
     }
 
     fn put(&mut self, producer: ProducerId, batch: RecentBatch) {
         let key = (producer, batch.header.stream);
-        self.order.push_back((batch.number, key));
         // Where many streams are written to each has one; a queue would begin with room for four.
-        self.by_key.entry(key).or_insert_with(|| VecDeque::with_capacity(1)).push_back(batch);
+        self.by_key.entry(key).or_insert_with(|| VecDeque::with_capacity(1)).push_back(batch.number);
+        self.batches.push_back((producer, batch));
+    }
+
+    /// The place of the first one with this number or a higher one.
+    fn place(&self, number: u64) -> usize {
+        self.batches.partition_point(|(_, batch)| batch.number < number)
+    }
+
+    /// The one with this number, which is remembered.
+    #[inline]
+    fn numbered(&self, number: u64) -> Option<&RecentBatch> {
+        // Unless a stream was removed there are no gaps.
+        let dense = usize::try_from(number.wrapping_sub(self.oldest())).ok().and_then(|place| self.batches.get(place));
+        match dense {
+            Some((_, batch)) if batch.number == number => Some(batch),
+            _ => self.batches.get(self.place(number)).map(|(_, batch)| batch),
+        }
     }
 
     /// How many there have been: the number of the next one.
@@ -69,18 +90,13 @@ impl RecentBatches {
 
     /// The number of the oldest one that is remembered; of the next one if none is.
     pub(super) fn oldest(&self) -> u64 {
-        self.order.front().map_or(self.count, |(number, _)| *number)
+        self.batches.front().map_or(self.count, |(_, oldest)| oldest.number)
     }
 
     /// Those with these numbers, and whose they are, in order.
     pub(super) fn range(&self, numbers: Range<u64>) -> impl Iterator<Item = (ProducerId, &RecentBatch)> {
-        let from = self.order.partition_point(|(number, _)| *number < numbers.start);
-        let to = self.order.partition_point(|(number, _)| *number < numbers.end);
-        self.order.range(from..to).filter_map(|(number, key)| {
-            let batches = self.by_key.get(key)?;
-            let at = batches.binary_search_by_key(number, |batch| batch.number).ok()?;
-            Some((key.0, batches.get(at)?))
-        })
+        let places = self.place(numbers.start)..self.place(numbers.end);
+        self.batches.range(places).map(|(producer, batch)| (*producer, batch))
     }
 
     /// Those that a checkpoint has, in any order; `count` is how many there have been.
@@ -96,14 +112,14 @@ impl RecentBatches {
         let before = self.by_key.len();
         self.by_key.retain(|(_, of), _| *of != stream);
         if self.by_key.len() < before {
-            self.order.retain(|(_, (_, of))| *of != stream);
+            self.batches.retain(|(_, batch)| batch.header.stream != stream);
         }
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         let kept: usize = self.by_key.values().map(VecDeque::len).sum();
-        assert_eq!(kept, self.order.len());
+        assert_eq!(kept, self.batches.len());
         kept
     }
 
@@ -112,17 +128,22 @@ impl RecentBatches {
         self.holding_end(producer, header).filter(|batch| batch.header.last == header.last)
     }
 
-    /// The offset of a dense batch's first record, where one stored batch holds all of it.
-    pub(super) fn offset_of(&self, producer: ProducerId, header: &BatchHeader) -> Option<Offset> {
-        let batch = self.holding_end(producer, header).filter(|batch| !batch.header.is_sparse())?;
-        let first_kept = batch.header.first.get() + u64::from(batch.skip);
-        let into = header.first.get().checked_sub(first_kept)?;
-        Some(Offset::new(batch.base_offset.get() + into))
-    }
-
     /// The first stored batch that ends at or behind the last sequence. Batches of a producer rise.
-    fn holding_end(&self, producer: ProducerId, header: &BatchHeader) -> Option<&RecentBatch> {
-        let batches = self.by_key.get(&(producer, header.stream))?;
-        batches.get(batches.partition_point(|batch| batch.header.last < header.last))
+    pub(super) fn holding_end(&self, producer: ProducerId, header: &BatchHeader) -> Option<&RecentBatch> {
+        let numbers = self.by_key.get(&(producer, header.stream))?;
+        let ends_before = |number: &u64| self.numbered(*number).is_some_and(|batch| batch.header.last < header.last);
+        self.numbered(*numbers.get(numbers.partition_point(ends_before))?)
+    }
+}
+
+impl RecentBatch {
+    /// The offset of a dense batch's first record, where this one holds all of it.
+    pub(super) fn offset_of(&self, header: &BatchHeader) -> Option<Offset> {
+        if self.header.is_sparse() {
+            return None;
+        }
+        let first_kept = self.header.first.get() + u64::from(self.skip);
+        let into = header.first.get().checked_sub(first_kept)?;
+        Some(Offset::new(self.base_offset.get() + into))
     }
 }

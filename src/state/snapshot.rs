@@ -24,7 +24,7 @@ use crate::id_map::IdSet;
 
 use super::holes::{Holes, KnownHole, Settled};
 use super::recent::{RecentBatch, RecentBatches};
-use super::{Change, ProducerState, SequenceState, State, StreamState};
+use super::{BatchAppended, Change, ProducerState, SequenceState, State, StreamState};
 
 const STREAM: u8 = 1;
 const PRODUCER: u8 = 2;
@@ -50,6 +50,8 @@ pub struct ChangedKeys {
     /// The oldest recent batch that the last checkpoint may have.
     recent_oldest: u64,
     holes: bool,
+    /// Where the first batch stands that was noted here.
+    first_batch: Option<u64>,
 }
 
 /// The journal of a fold; it is no part of what the fold comes to.
@@ -80,14 +82,24 @@ impl Journal {
             Change::EpochRaised(raised) => drop(changed.producers.insert(raised.id)),
             Change::OffsetsSkipped(skipped) => drop(changed.streams.insert(skipped.stream)),
             Change::HoleFound(_) | Change::DamageSettled(_) => changed.holes = true,
-            Change::BatchAppended(batch) => {
-                changed.streams.insert(batch.header.stream);
-                if batch.producer != ProducerId::ANONYMOUS {
-                    // A batch shows its producer's epoch as well.
-                    changed.producers.insert(batch.producer);
-                    changed.sequences.insert((batch.header.stream, batch.producer));
-                }
-            }
+            // Noted with what is known of its producer.
+            Change::BatchAppended(_) => {}
+        }
+    }
+
+    /// Notes a batch; the one before of its producer in its stream was decided at `decided_before`.
+    pub(super) fn note_batch(&mut self, batch: &BatchAppended, decided_before: Option<u64>) {
+        let Some(changed) = &mut self.0 else { return };
+        let first = *changed.first_batch.get_or_insert(batch.decided_at);
+        if decided_before.is_some_and(|position| position >= first) {
+            // That one was noted here, with all that is to be noted of this one.
+            return;
+        }
+        changed.streams.insert(batch.header.stream);
+        if batch.producer != ProducerId::ANONYMOUS {
+            // A batch shows its producer's epoch as well.
+            changed.producers.insert(batch.producer);
+            changed.sequences.insert((batch.header.stream, batch.producer));
         }
     }
 
@@ -128,7 +140,7 @@ impl State {
     /// Takes back what was not saved.
     pub fn give_back(&mut self, unsaved: ChangedKeys) {
         let Some(changed) = &mut self.journal.0 else { return };
-        let ChangedKeys { streams, producers, sequences, recent_from, recent_oldest, holes } = unsaved;
+        let ChangedKeys { streams, producers, sequences, recent_from, recent_oldest, holes, first_batch: _ } = unsaved;
         changed.streams.extend(streams);
         changed.producers.extend(producers);
         changed.sequences.extend(sequences);
@@ -168,6 +180,7 @@ impl State {
             recent_from: 0,
             recent_oldest: self.producers.recent.oldest(),
             holes: self.holes != Holes::default(),
+            first_batch: None,
         })
     }
 

@@ -52,13 +52,14 @@ impl SegmentIndex {
         self.number
     }
 
-    pub(crate) fn note(&mut self, header: &EntryHeader, previous: u64) {
+    /// Counts an entry in; `previous` says where the subject stood before this segment, if this is the first of it here.
+    pub(crate) fn note(&mut self, header: &EntryHeader, previous: impl FnOnce() -> u64) {
         let point = Point { offset: header.base_offset, position: header.position };
         let subject = self.subjects.entry(header.subject).or_insert_with(|| SubjectIndex {
             first_offset: header.base_offset,
             next_offset: header.base_offset,
             first_wall_ms: header.wall_ms,
-            previous,
+            previous: previous(),
             points: Vec::new(),
         });
         let is_far = subject.points.last().is_none_or(|last| point.position - last.position >= POINT_SPACING_BYTES);
@@ -114,11 +115,8 @@ impl Index {
         if self.is_adopted {
             return;
         }
-        let previous = match self.active.subjects.contains_key(&header.subject) {
-            true => 0,
-            false => self.newest_sealed.get(&header.subject).copied().unwrap_or(0),
-        };
-        self.active.note(header, previous);
+        let newest_sealed = &self.newest_sealed;
+        self.active.note(header, || newest_sealed.get(&header.subject).copied().unwrap_or(0));
     }
 
     /// Seals the active segment at `end`: the log goes on in the one of `header`.

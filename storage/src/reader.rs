@@ -256,7 +256,7 @@ impl ColdReader {
             if let Scanned::Entry(entry) = scanned
                 && entry.head.header.kind == EntryKind::Records
             {
-                index.note(&entry.head.header, previous);
+                index.note(&entry.head.header, || previous);
             }
         }
         Ok(Some(index))
