@@ -75,6 +75,8 @@ pub(super) struct Load {
     payload: Payload,
     timer: Option<Timer>,
     burst: u64,
+    /// The streams of the records that were handed over in this burst.
+    places: Vec<usize>,
     sent: u64,
     acknowledged: u64,
     durable: u64,
@@ -115,6 +117,7 @@ impl Load {
             payload: Payload::new(task.size, task.number),
             timer: task.pace.map(|_| Timer::new()).transpose()?,
             burst: (BURST_BYTES / task.size as u64).max(1),
+            places: Vec::new(),
             sent: 0,
             acknowledged: 0,
             durable: 0,
@@ -197,28 +200,41 @@ impl Load {
 
     /// Hands over up to so many records, fewer if the window is full; how many.
     async fn send(&mut self, records: u64, now: Instant) -> Result<u64, CliError> {
-        for taken in 0..records {
+        while (self.places.len() as u64) < records {
             let place = self.place();
-            let Some(course) = self.courses.get_mut(place) else { return Ok(taken) };
+            let Some(course) = self.courses.get_mut(place) else { break };
             let value = self.payload.of(place as u32, course.sent + 1);
             let mut sending = pin!(course.publisher.send_value(value));
             // Given up, it has not taken the record.
             match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
                 Poll::Ready(sent) => sent.map_err(|error| failed(&error))?,
-                Poll::Pending => return Ok(taken),
+                Poll::Pending => break,
             };
-            let due = self.task.pace.map_or(now, |pace| pace.due(self.sent));
-            if let (Some(_), Some(late)) = (&self.task.pace, self.tally.late.borrow_mut().as_mut()) {
+            course.sent += 1;
+            self.places.push(place);
+        }
+        Ok(self.note_sent(now))
+    }
+
+    /// Notes when the records of this burst were due. All at once: with many streams each of them is elsewhere in memory, and
+    /// what is written there between two records holds up the lock that the next one takes.
+    fn note_sent(&mut self, now: Instant) -> u64 {
+        let mut late = self.tally.late.borrow_mut();
+        for (place, number) in self.places.iter().zip(self.sent..) {
+            let due = self.task.pace.map_or(now, |pace| pace.due(number));
+            if let (Some(_), Some(late)) = (&self.task.pace, late.as_mut()) {
                 late.add(now.saturating_duration_since(due), 1);
             }
-            course.sent += 1;
-            self.sent += 1;
+            let Some(course) = self.courses.get_mut(*place) else { continue };
             match course.due.back_mut() {
                 Some((count, at)) if *at == due => *count += 1,
                 _ => course.due.push_back((1, due)),
             }
         }
-        Ok(records)
+        let taken = self.places.len() as u64;
+        self.places.clear();
+        self.sent += taken;
+        taken
     }
 
     /// Any of the streams.
