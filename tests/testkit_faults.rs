@@ -88,6 +88,20 @@ async fn a_broker_that_dies_at_any_step_rises_and_goes_on() {
 }
 
 #[tokio::test]
+async fn who_only_waits_is_told_of_a_death_at_once() {
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
+    let (_producer, publisher) = publisher(&client).await;
+    // Long enough for the request to be acknowledged by QUIC: from then on the client has nothing to send.
+    broker.faults().slow_disk(Duration::from_millis(200));
+    broker.faults().crash_at(Step::BeforeAnswer);
+    let since = tokio::time::Instant::now();
+    publisher.publish(Record::new("an order")).await.unwrap();
+    assert_eq!(broker.rises(), 1);
+    assert!(since.elapsed() < Duration::from_secs(4), "not only by the next keep-alive");
+}
+
+#[tokio::test]
 async fn power_that_is_lost_at_any_step_takes_nothing_that_was_acknowledged() {
     for step in Step::ALL {
         let broker = TestBroker::start().faults_from(step as u64).await;

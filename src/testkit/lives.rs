@@ -116,12 +116,26 @@ impl Lives {
             .with_between(self.wire.between());
         self.phase.send_replace(Phase::Up { life: self.life, pin: door.pin() });
         let end = local.block_on(runtime, self.until_the_end(&parts.stop, listening.run(&parts)));
-        let _entered = runtime.enter();
+        let connections = self.wire.connections.take();
         // Sessions go with the set that they run in; what they shared is then this thread's alone.
-        drop(local);
+        {
+            let _entered = runtime.enter();
+            drop(local);
+        }
+        if let End::Died(..) = end {
+            // Nothing of what was under way leaves: a connection that is closed sends only that it is. Whoever sends to a
+            // dead broker is told by its machine; whoever only waits would learn of it by its next keep-alive, seconds later
+            // for each death in a test.
+            self.ordeal.let_cut(true);
+            connections.cut();
+            runtime.block_on(last_turns());
+            self.ordeal.let_cut(false);
+        }
+        drop(connections);
+        let _entered = runtime.enter();
         match end {
             End::Stopped => listening.stop(),
-            // No goodbye: nothing is written, synced or said any more.
+            // No goodbye: nothing is written or synced any more.
             End::Died(..) => drop(listening),
         }
         Ok(end)

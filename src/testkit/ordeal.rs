@@ -151,6 +151,8 @@ struct State {
     seeded: Option<Seeded>,
     cut_off_until: Option<Instant>,
     ending: Option<Ending>,
+    /// The dead broker's connections are being cut: that alone leaves.
+    is_cutting: bool,
     told: Vec<String>,
     untold: usize,
 }
@@ -270,6 +272,11 @@ impl Ordeal {
         }
     }
 
+    /// Whether what is left of the dead broker may send that its connections are cut.
+    pub(super) fn let_cut(&self, is_cutting: bool) {
+        self.lock().is_cutting = is_cutting;
+    }
+
     fn ending(&self) -> Option<Ending> {
         self.lock().ending
     }
@@ -310,7 +317,7 @@ impl Weather for Ordeal {
     fn is_cut_off(&self) -> bool {
         let state = self.lock();
         let is_dead = state.ending.is_some_and(|ending| ending.is_sudden);
-        is_dead || state.cut_off_until.is_some_and(|until| Instant::now() < until)
+        is_dead && !state.is_cutting || state.cut_off_until.is_some_and(|until| Instant::now() < until)
     }
 
     fn delay(&self) -> Duration {

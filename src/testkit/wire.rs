@@ -49,13 +49,27 @@ impl Connections {
 
     /// Cuts all of them; says how many there were.
     pub(super) fn cut(&self) -> usize {
-        let open: Vec<_> = self.lock().drain(..).filter_map(|connection| connection.upgrade()).collect();
-        open.iter().for_each(|connection| connection.close(CloseCode::TimedOut, CUT));
-        open.len()
+        let open = self.take();
+        open.cut();
+        open.0.len()
+    }
+
+    /// All of them, to be cut when nobody uses them any more.
+    pub(super) fn take(&self) -> OpenConnections {
+        OpenConnections(self.lock().drain(..).filter_map(|connection| connection.upgrade()).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<dyn Connection>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connections that stay open.
+pub(super) struct OpenConnections(Vec<Arc<dyn Connection>>);
+
+impl OpenConnections {
+    pub(super) fn cut(&self) {
+        self.0.iter().for_each(|connection| connection.close(CloseCode::TimedOut, CUT));
     }
 }
 
