@@ -35,5 +35,5 @@ pub use ordeal::{Death, Step};
 pub use records::StoredRecord;
 pub use stream_check::{IntoKeys, StreamCheck};
 pub use test_counters::TestCounters;
-pub use trials::{Trial, trials};
+pub use trials::{Trial, trials, trials_from};
 pub use witness::AcknowledgedLoss;

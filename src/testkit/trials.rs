@@ -15,8 +15,13 @@ const TRIALS: u64 = 24;
 const TRIALS_VARIABLE: &str = "TIDELOG_TRIALS";
 /// Says the seed of the one run that there is.
 const SEED_VARIABLE: &str = "TIDELOG_SEED";
-/// So often a program is killed in one run.
+/// So often a program is killed in one run, at points that are drawn.
 const KILLS_MAX: u64 = 3;
+/// One run in so many kills at one point after the other instead. It has no factor in common with the number of faults that
+/// runs lead with, so that over many runs each of them meets it.
+const SWEEP_EVERY: u64 = 5;
+/// So often a program is killed in such a run: up to its 170th wait or so.
+const SWEEP_KILLS: usize = 48;
 
 /// One run: see [`trials`].
 #[derive(Debug)]
@@ -58,13 +63,19 @@ pub struct Trial {
 /// ```
 pub async fn trials(body: impl AsyncFn(&Trial)) {
     let number = |variable: &str| -> Option<u64> { std::env::var(variable).ok()?.trim().parse().ok() };
-    let (first, runs) = match number(SEED_VARIABLE) {
-        Some(seed) => (seed, 1),
-        // Small numbers, so that they are easily typed; in a row, so that the faults that lead take turns.
-        None => (new_seed() % 1_000_000_000, number(TRIALS_VARIABLE).unwrap_or(TRIALS)),
-    };
+    match number(SEED_VARIABLE) {
+        Some(seed) => trials_from(seed, 1, body).await,
+        // Small numbers, so that they are easily typed.
+        None => trials_from(new_seed() % 1_000_000_000, number(TRIALS_VARIABLE).unwrap_or(TRIALS), body).await,
+    }
+}
+
+/// As [`trials`], with seeds that are given: `seed` and those that follow it, `runs` in all, whatever the environment says.
+/// For a test that is to do the same each time, and for one that looks for a seed. In twelve runs in a row each of the
+/// faults that lead has its turn.
+pub async fn trials_from(seed: u64, runs: u64, body: impl AsyncFn(&Trial)) {
     for run in 0..runs {
-        let trial = Trial::new(first + run);
+        let trial = Trial::new(seed.wrapping_add(run));
         let told = TellSeed { seed: trial.seed, run: run + 1, runs };
         body(&trial).await;
         drop(told);
@@ -92,9 +103,13 @@ impl Trial {
         TestBroker::start().faults_from(self.seed)
     }
 
-    /// Runs a program that dies up to three times, at points where it waits that follow from the seed, and is started
-    /// again by `program`; then it is let come to its end. Dropping its future is its death: what it has in memory is
-    /// gone, what it has in a database or a broker is not. Tasks that it has spawned live on.
+    /// Runs a program that dies and is started again by `program`; in the end it is let come to its own end. Dropping its
+    /// future is its death: what it has in memory is gone, what it has in a database or a broker is not. Tasks that it has
+    /// spawned live on.
+    ///
+    /// It dies where it waits: up to three times, at points that follow from the seed; in every fifth run up to 48 times,
+    /// each life a wait longer than the one before (later on several), so that no short program has a point where it never
+    /// dies.
     ///
     /// # Errors
     /// Those of the program, unless it dies by itself.
@@ -102,19 +117,31 @@ impl Trial {
     where
         P: Future<Output = Result<T, E>>,
     {
-        let kills = self.luck(|rng| rng.below(KILLS_MAX + 1));
-        for _ in 0..kills {
-            // Early and late deaths are equally likely, whatever the length of the program.
-            let polls = self.luck(|rng| {
-                let magnitude = rng.below(9);
-                1 + rng.below(1 << magnitude)
-            });
+        for polls in self.deaths() {
             let mortal = Mortal { program: pin!(program()), polls };
             if let Some(end) = mortal.await {
                 return end;
             }
         }
         program().await
+    }
+
+    /// How often each life of a program is polled.
+    fn deaths(&self) -> Vec<u64> {
+        if self.seed.is_multiple_of(SWEEP_EVERY) {
+            // Each one at first, then in steps that grow, beginning at another place each time.
+            let first = 1 + self.luck(|rng| rng.below(4));
+            return std::iter::successors(Some(first), |polls| Some(polls + 1 + polls / 16))
+                .take(SWEEP_KILLS)
+                .collect();
+        }
+        let kills = self.luck(|rng| rng.below(KILLS_MAX + 1));
+        // Early and late deaths are equally likely, whatever the length of the program.
+        let polls = || {
+            let magnitude = self.luck(|rng| rng.below(9));
+            1 + self.luck(|rng| rng.below(1 << magnitude))
+        };
+        (0..kills).map(|_| polls()).collect()
     }
 
     fn luck<T>(&self, draw: impl FnOnce(&mut SimulatedRng) -> T) -> T {
@@ -152,6 +179,25 @@ impl Drop for TellSeed {
         if std::thread::panicking() {
             let Self { seed, run, runs } = self;
             eprintln!("run {run} of {runs} has failed; {SEED_VARIABLE}={seed} repeats it alone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_in_five_kills_at_one_point_after_the_other() {
+        for seed in 0..100 {
+            let deaths = Trial::new(seed).deaths();
+            assert_eq!(deaths, Trial::new(seed).deaths(), "seed {seed}");
+            if seed.is_multiple_of(SWEEP_EVERY) {
+                assert!(deaths.is_sorted() && deaths[0] <= 4 && (160..210).contains(&deaths[SWEEP_KILLS - 1]));
+                assert!(deaths.windows(2).all(|two| two[1] - two[0] <= 1 + two[0] / 16));
+            } else {
+                assert!(deaths.len() as u64 <= KILLS_MAX && deaths.iter().all(|polls| (1..=256).contains(polls)));
+            }
         }
     }
 }
