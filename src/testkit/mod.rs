@@ -37,3 +37,8 @@ pub use stream_check::{IntoKeys, StreamCheck};
 pub use test_counters::TestCounters;
 pub use trials::{Trial, trials, trials_from};
 pub use witness::AcknowledgedLoss;
+
+// What the guide shows runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../TESTING.md")]
+struct Guide;
