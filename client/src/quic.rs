@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -191,7 +191,7 @@ async fn connect_one(
         Ok(Ok(connection)) => {
             let refused = Arc::new(AtomicBool::new(false));
             tokio::spawn(watch_refusal(connection.clone(), socket, Arc::clone(&refused)));
-            Ok(QuicConnection { connection, refused, _endpoint: endpoint })
+            Ok(QuicConnection { connection, refused, sent_before_close: AtomicU64::new(0), _endpoint: endpoint })
         }
         Ok(Err(error)) => Err(handshake_error(error)),
         Err(_) => Err(unreachable(format!("no answer within {} s", HANDSHAKE_TIMEOUT.as_secs()))),
@@ -266,6 +266,8 @@ struct QuicConnection {
     connection: quinn::Connection,
     /// It was closed because nobody listens on the other side.
     refused: Arc<AtomicBool>,
+    /// Datagrams that had been sent when this side closed it.
+    sent_before_close: AtomicU64,
     _endpoint: Endpoint,
 }
 
@@ -280,6 +282,8 @@ impl Connection for QuicConnection {
 
     fn close(&self, code: CloseCode, reason: &str) {
         self.connection.close(VarInt::from_u32(code as u32), reason.as_bytes());
+        // Behind the close, so that what is counted from here on is the farewell.
+        self.sent_before_close.store(self.connection.stats().udp_tx.datagrams, Ordering::Release);
     }
 
     /// After a local close this waits until the farewell has left, so that a process may end then; quinn's `wait_idle`
@@ -291,8 +295,10 @@ impl Connection for QuicConnection {
                 return TransportError::Lost(REFUSED.into());
             }
             if matches!(error, ConnectionError::LocallyClosed) {
+                // quinn-proto counts no close frames that it sends, but a closed connection sends nothing else.
+                let before = self.sent_before_close.load(Ordering::Acquire);
                 let farewell = async {
-                    while self.connection.stats().frame_tx.connection_close == 0 {
+                    while self.connection.stats().udp_tx.datagrams <= before {
                         sleep(Duration::from_millis(1)).await;
                     }
                 };

@@ -251,3 +251,19 @@ async fn a_close_tells_its_code_to_both_sides() {
     let error = timeout(SOON, connection.closed()).await.unwrap();
     assert_eq!(error, TransportError::Closed { code: CloseCode::Busy as u32, reason: "no room".into() });
 }
+
+#[tokio::test]
+async fn a_close_ends_as_soon_as_the_farewell_has_left() {
+    let identity = Identity::new();
+    let server = Server::of(&identity);
+    let mut shortest = Duration::MAX;
+    for _ in 0..20 {
+        let connection = connect_pinned(server.address, identity.pin()).await.unwrap();
+        let since = Instant::now();
+        connection.close(CloseCode::Done, "");
+        timeout(SOON, connection.closed()).await.unwrap();
+        shortest = shortest.min(since.elapsed());
+    }
+    // The wait would give up by itself after 50 ms, each time.
+    assert!(shortest < Duration::from_millis(40), "{shortest:?}");
+}
