@@ -50,8 +50,8 @@ impl HousekeepingThread {
         self.jobs.clone()
     }
 
-    /// Finishes the job at hand and ends the thread; returns what did the jobs. With `waits` false a thread that hangs is
-    /// left behind.
+    /// Finishes the job at hand and the footers, and ends the thread; returns what did the jobs. With `waits` false a thread
+    /// that hangs is left behind.
     pub(crate) fn stop(self, waits: bool) -> Option<Housekeeping> {
         drop(self.jobs);
         if !waits {
@@ -80,11 +80,22 @@ fn keep_house(
             Ok(job) => {
                 let outcome = housekeeping.run(&job);
                 if events.send(Event::Housekeeping(job, outcome)).is_err() {
+                    write_footers(&mut housekeeping, jobs);
                     return housekeeping;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return housekeeping,
+        }
+    }
+}
+
+/// Of all that waits when the broker stops only the footers are written: they are small, and a start reads the whole
+/// segment that has none.
+fn write_footers(housekeeping: &mut Housekeeping, jobs: &Receiver<Job>) {
+    for job in jobs.try_iter().filter(|job| matches!(job, Job::WriteFooter(_))) {
+        if let Err(error) = housekeeping.run(&job) {
+            tracing::warn!("{job} failed and is left to the next start: {error}");
         }
     }
 }
