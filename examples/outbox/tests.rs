@@ -15,6 +15,8 @@ use crate::relay::{Relay, RelayError};
 use crate::shop::{ORDERS, Order, PAYMENTS, Shop};
 
 const COUNT: i64 = 24;
+/// So many come while the relay runs; then it is waited for, and started anew.
+const PART: usize = 4;
 
 fn order(number: i64) -> Order {
     Order { number, item: format!("item {number}") }
@@ -27,23 +29,25 @@ async fn service(broker: &TestBroker, database: &Path, fuse: &Fuse) -> Result<()
     let mut relay = Relay::new(client.clone(), fuse.put_in(Shop::open(database)?)?)?;
     shop = fuse.put_in(shop)?;
     let wake = Notify::new();
-    let customers = async {
-        for number in 1..=COUNT {
-            if shop.place(&order(number))? {
-                wake.notify_one();
+    for first in (1..=COUNT).step_by(PART) {
+        let customers = async {
+            for number in first..first + PART as i64 {
+                if shop.place(&order(number))? {
+                    wake.notify_one();
+                }
+                if number % 3 == 0 {
+                    shop.pay(number)?;
+                }
+                tokio::task::yield_now().await;
             }
-            if number % 3 == 0 {
-                shop.pay(number)?;
-            }
-            tokio::task::yield_now().await;
+            Ok::<_, rusqlite::Error>(())
+        };
+        tokio::select! {
+            ended = relay.run(&wake) => ended?,
+            done = customers => done?,
         }
-        Ok::<_, rusqlite::Error>(())
-    };
-    tokio::select! {
-        ended = relay.run(&wake) => ended?,
-        done = customers => done?,
+        relay.drain().await?;
     }
-    relay.drain().await?;
     client.close().await;
     Ok(())
 }

@@ -109,7 +109,8 @@ impl Trial {
     ///
     /// It dies where it waits: up to three times, at points that follow from the seed; in every fifth run up to 48 times,
     /// each life a wait longer than the one before (later on several), so that no short program has a point where it never
-    /// dies.
+    /// dies. Half of the deaths come when the wait begins, before anything that it has asked for has left; the others when
+    /// what it waits for is there.
     ///
     /// # Errors
     /// Those of the program, unless it dies by itself.
@@ -118,7 +119,7 @@ impl Trial {
         P: Future<Output = Result<T, E>>,
     {
         for polls in self.deaths() {
-            let mortal = Mortal { program: pin!(program()), polls };
+            let mortal = Mortal { program: pin!(program()), polls, waits: self.luck(|rng| rng.chance(2)) };
             if let Some(end) = mortal.await {
                 return end;
             }
@@ -153,6 +154,8 @@ impl Trial {
 struct Mortal<'a, P> {
     program: Pin<&'a mut P>,
     polls: u64,
+    /// Whether it lives until it would be polled again.
+    waits: bool,
 }
 
 impl<P: Future> Future for Mortal<'_, P> {
@@ -163,7 +166,11 @@ impl<P: Future> Future for Mortal<'_, P> {
             return Poll::Ready(None);
         }
         self.polls -= 1;
-        self.program.as_mut().poll(cx).map(Some)
+        match self.program.as_mut().poll(cx) {
+            Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if self.polls == 0 && !self.waits => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -185,6 +192,8 @@ impl Drop for TellSeed {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
 
     #[test]
@@ -197,6 +206,19 @@ mod tests {
                 assert!(deaths.windows(2).all(|two| two[1] - two[0] <= 1 + two[0] / 16));
             } else {
                 assert!(deaths.len() as u64 <= KILLS_MAX && deaths.iter().all(|polls| (1..=256).contains(polls)));
+            }
+        }
+    }
+    #[tokio::test]
+    async fn death_comes_when_a_wait_begins_or_when_it_is_over() {
+        for waits in [false, true] {
+            let (answer, mut answered) = tokio::sync::oneshot::channel();
+            let mut mortal = Mortal { program: pin!(&mut answered), polls: 1, waits };
+            let begun = poll_fn(|cx| Poll::Ready(Pin::new(&mut mortal).poll(cx).is_ready())).await;
+            assert_eq!(begun, !waits);
+            answer.send(()).unwrap();
+            if waits {
+                assert_eq!(mortal.await, None, "the answer is there, and nobody sees it");
             }
         }
     }
