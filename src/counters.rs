@@ -377,6 +377,12 @@ impl Counters {
     pub fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Relaxed)
     }
+
+    /// The broker that they belong to is another one from here on; what was counted stays.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn begin_life(&self) {
+        self.poisoned.store(false, Ordering::Relaxed);
+    }
 }
 
 /// One open connection; dropping it counts the connection as closed.

@@ -43,6 +43,11 @@ pub trait Pace: fmt::Debug {
     /// Waits behind `work`.
     fn pause(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
+    /// A group with so many batches of records is taken up; all that is written and synced until the next one is its.
+    fn take_up(&self, batches: u64) {
+        let _ = batches;
+    }
+
     /// Waits before a group is written or synced; not called before any other work.
     fn before(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         let _ = work;
@@ -128,6 +133,7 @@ impl Log {
     }
 
     async fn commit(&self, group: &mut Group) -> Result<LogOutcome, Poisoned> {
+        self.pace.take_up(group.batches());
         self.pace.before(DiskWork::Write).await;
         let written = self.writer.borrow_mut().write(group);
         self.pace.pause(DiskWork::Write).await;

@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use super::clock::TestClock;
 use super::disk::{Disk, FaultyFolder};
 use super::faults::Faults;
-use super::lives::{Command, Lives, Phase, QuicDoor};
+use super::lives::{At, Command, Failure, Lives, Phase, QuicDoor, with_causes};
 use super::ordeal::{Death, Ordeal};
 use super::port::Port;
 use super::records::StoredRecord;
@@ -127,7 +127,7 @@ impl Start {
         self
     }
 
-    /// With other settings. Where the log is kept is not among them.
+    /// With other settings. Where the log is kept is not among them, and there is no monitor.
     pub fn configure(mut self, change: impl FnOnce(&mut BrokerConfig)) -> Self {
         change(&mut self.config);
         self
@@ -147,7 +147,7 @@ impl Start {
             .spawn(|| lives.run_behind_quic(QuicDoor::new(port)))
             .map_err(StartError::Thread)?;
         broker.thread = Some(thread);
-        let pin = broker.up().await?;
+        let pin = broker.up().await.map_err(|failure| failure.take())?;
         broker.reach = Reach::Quic { address: format!("tidelog://{local_addr}?pin={pin}") };
         Ok(broker)
     }
@@ -180,7 +180,7 @@ impl Start {
         let clock = TestClock::of_tokio(self.manual_clock_ms.unwrap_or(1_704_067_200_000));
         let (mut broker, lives) = match self.prepare(clock, true) {
             Ok(prepared) => prepared,
-            Err(error) => panic!("the test's broker does not start: {error}"),
+            Err(error) => panic!("the test's broker does not start: {}", with_causes(&error)),
         };
         let conditions = Arc::new(OrdealNetwork(Arc::clone(&broker.faults.ordeal)));
         let network = Network::new(NetworkLimits::default(), conditions);
@@ -221,6 +221,7 @@ impl Start {
                 Disk::Folder(FaultyFolder::open(folder.path()).map_err(|source| failed(folder.path(), source))?)
             }
             None => {
+                config.medium = MediumChoice::Memory;
                 config.checkpoints = CheckpointChoice::Nowhere;
                 Disk::Simulated(SimulatedMedium::new(seed.unwrap_or_default()))
             }
@@ -240,7 +241,7 @@ impl Start {
         });
         let counters = Arc::new(Counters::new());
         let (commands, receiver) = unbounded_channel();
-        let (phase, phases) = watch::channel(Phase::Starting);
+        let (phase, phases) = watch::channel(Phase { lives: 0, at: At::Starting });
         let lives = Lives {
             config,
             disk: disk.clone(),
@@ -279,7 +280,7 @@ impl IntoFuture for Start {
         Box::pin(async {
             match self.try_start().await {
                 Ok(broker) => broker,
-                Err(error) => panic!("the test's broker does not start: {error}"),
+                Err(error) => panic!("the test's broker does not start: {}", with_causes(&error)),
             }
         })
     }
@@ -393,38 +394,42 @@ impl TestBroker {
         }
     }
 
-    /// Waits until it has died and risen so often, from faults of any kind. A first life is not counted.
+    /// Stops it in order and starts it again, on the same disk, port and key, as for a new version or new settings of the
+    /// machine. It begins with [`calm`](Faults::calm). If it is dead, it is only started again.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn restart(&self) {
+        let (told, stopped) = oneshot::channel();
+        let _ = self.commands.send(Command::Restart(told));
+        // It is over, if nobody answers.
+        let _ = stopped.await;
+        if let Err(failure) = self.up().await {
+            panic!("the test's broker does not start again: {failure}");
+        }
+    }
+
+    /// Waits until it has died and risen so often, from faults of any kind. A first life is not counted, a
+    /// [restart](Self::restart) is.
     ///
     /// # Panics
     /// If it does not start again.
     pub async fn risen(&self, times: u64) {
-        let mut phases = self.phase.clone();
-        let risen = |phase: &Phase| match phase {
-            Phase::Up { life, .. } => *life > times,
-            Phase::Over(_) => true,
-            Phase::Starting | Phase::Dead => false,
-        };
-        // The sender is gone only when it is over.
-        let phase = phases.wait_for(risen).await.map_or(Phase::Over(None), |phase| phase.clone());
-        if let Phase::Over(Some(error)) = phase {
-            panic!("the test's broker does not start again: {error}");
+        if let At::Over(Some(failure)) = self.wait_for(|phase| phase.lives > times).await {
+            panic!("the test's broker does not start again: {failure}");
         }
     }
 
-    /// How often it has risen from the dead.
+    /// How often it has risen from the dead, or was [restarted](Self::restart).
     #[must_use]
     pub fn rises(&self) -> u64 {
-        match *self.phase.borrow() {
-            Phase::Up { life, .. } => life - 1,
-            _ => 0,
-        }
+        self.phase.borrow().lives.saturating_sub(1)
     }
 
     /// Stops it in order: what was accepted is durable and answered, connections are closed, its thread is gone.
     pub async fn stop(mut self) {
         let _ = self.commands.send(Command::Stop);
-        // The sender goes with the thread.
-        let _ = self.phase.wait_for(|phase| matches!(phase, Phase::Over(_))).await;
+        self.wait_for(|_| false).await;
         self.join();
     }
 
@@ -477,23 +482,29 @@ impl TestBroker {
     }
 
     /// Waits until it is up.
-    async fn up(&self) -> Result<String, StartError> {
-        let mut phases = self.phase.clone();
-        let phase = phases.wait_for(|phase| matches!(phase, Phase::Up { .. } | Phase::Over(_))).await;
-        match phase.map_or(Phase::Over(None), |phase| phase.clone()) {
-            Phase::Up { pin, .. } => Ok(pin),
-            Phase::Over(Some(error)) => Err(Arc::try_unwrap(error)
-                .unwrap_or_else(|error| StartError::Thread(std::io::Error::other(error.to_string())))),
-            _ => Err(StartError::Thread(std::io::Error::other("the broker's thread is gone"))),
+    async fn up(&self) -> Result<String, Arc<Failure>> {
+        match self.wait_for(|phase| matches!(phase.at, At::Up { .. })).await {
+            At::Up { pin } => Ok(pin),
+            At::Over(Some(failure)) => Err(failure),
+            _ => {
+                let gone = std::io::Error::other("it is gone; see above if it has panicked");
+                Err(Arc::new(Failure::new(StartError::Thread(gone))))
+            }
         }
     }
 
+    /// Waits until it is so, or over.
+    async fn wait_for(&self, mut is_so: impl FnMut(&Phase) -> bool) -> At {
+        let mut phases = self.phase.clone();
+        let phase = phases.wait_for(|phase| is_so(phase) || matches!(phase.at, At::Over(_))).await;
+        // The sender is gone only when it is over.
+        phase.map_or(At::Over(None), |phase| phase.at.clone())
+    }
+
+    /// Waits for its thread. One that has panicked has found a bug in the broker, which no test may pass over.
     fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the test broker's thread panicked");
-        }
+        let has_panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
+        assert!(!has_panicked || std::thread::panicking(), "the test's broker has panicked: see above");
     }
 
     fn tell_what_happened(&self) {

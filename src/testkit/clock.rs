@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, ManualClock, SystemClock};
 
-/// The clock of a [`TestBroker`](super::TestBroker).
+/// The clock of a [`TestBroker`](super::TestBroker), or of another broker of a test.
 ///
 /// The broker stamps records by it and measures its own durations with it. QUIC's timers run by the machine's clock
 /// always, since the other side of a connection does too.
@@ -29,7 +29,9 @@ enum Time {
 }
 
 impl TestClock {
-    pub(super) fn of_the_machine() -> Self {
+    /// The machine's, with somebody at the wall clock: for a [`Broker`](crate::Broker) of a test's own.
+    #[must_use]
+    pub fn of_the_machine() -> Self {
         Self { time: Time::Machine(SystemClock::new()), jumped_ms: Mutex::new(0) }
     }
 
@@ -37,8 +39,13 @@ impl TestClock {
         Self { time: Time::Manual(ManualClock::new(wall_ms)), jumped_ms: Mutex::new(0) }
     }
 
-    /// Within a runtime.
-    pub(super) fn of_tokio(wall_ms: i64) -> Self {
+    /// Tokio's time, and a wall clock that shows `wall_ms` now: for a [`LocalBroker`](crate::local_broker::LocalBroker)
+    /// of a test's own.
+    ///
+    /// # Panics
+    /// Outside of a runtime, if its clock can be paused.
+    #[must_use]
+    pub fn of_tokio(wall_ms: i64) -> Self {
         let started = tokio::time::Instant::now();
         Self { time: Time::Tokio { started, wall_ms }, jumped_ms: Mutex::new(0) }
     }

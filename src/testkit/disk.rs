@@ -80,12 +80,15 @@ impl Disk {
         }
     }
 
-    /// Flips a bit in the middle of `bytes`, wherever a segment has them.
+    /// Flips a bit in the middle of `bytes`, in the first place where a segment has them.
     pub(super) fn flip_bit_within(&self, bytes: &[u8]) -> io::Result<String> {
         let medium: Arc<dyn Medium> = match self {
             Self::Simulated(medium) => Arc::new(medium.clone()),
             Self::Folder(folder) => Arc::clone(&folder.medium) as Arc<dyn Medium>,
         };
+        if bytes.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no bytes have no bit"));
+        }
         for FileStat { name, len } in medium.list()?.into_iter().filter(|file| file.name.starts_with("segment-")) {
             let mut contents = vec![0; usize::try_from(len).unwrap_or_default()];
             read_exact_at(medium.open_read(&name)?.as_ref(), &mut contents, 0)?;

@@ -126,8 +126,9 @@ impl Faults {
         self.disk.set_full(is_full);
     }
 
-    /// Flips a bit in the middle of these bytes of a record, wherever the log has them: readers are told of damage
-    /// there. Consumers that are caught up have been served already.
+    /// Flips a bit in the middle of these bytes of a record, in the first place where the log has them: readers are told
+    /// of damage there. Consumers that are caught up have been served already. Bytes that stand twice, in two records or
+    /// as part of another, may not be those that were meant: the [story](Self::story) says where the bit was.
     ///
     /// # Errors
     /// No segment has these bytes, or they could not be changed.
@@ -147,7 +148,9 @@ impl Faults {
 
     // The end of it.
 
-    /// Takes back everything that has not struck yet and ends everything that lasts. A full disk stays full.
+    /// Takes back everything that has not struck yet and ends everything that lasts, for what is late already too. A full
+    /// disk stays full. [In process](super::Start::in_process), what has left during a partition or with more latency
+    /// arrives when it was to. Stopping or dropping the broker begins with this.
     pub fn calm(&self) {
         self.ordeal.calm();
     }

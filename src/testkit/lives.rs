@@ -1,8 +1,9 @@
 //! The lives of a test's broker, one after the other on the same disk: on a thread of its own behind QUIC, or as part of the
 //! caller's own task behind the transport within the process.
 
+use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidelog_storage::{Entropy, Sabotages};
 use tokio::runtime::Runtime;
@@ -20,7 +21,7 @@ use crate::assembly::Parts;
 use crate::broker::StartError;
 use crate::config::{BrokerConfig, CheckedConfig};
 use crate::counters::Counters;
-use crate::in_process::{Cut, Network};
+use crate::in_process::{Cut, Loss, Network};
 use crate::listening::Listening;
 use crate::local_broker::LocalBroker;
 use crate::monitor_link::MonitorLink;
@@ -38,21 +39,70 @@ pub(super) enum Command {
     Die(Death, oneshot::Sender<()>),
     /// A new life begins, if none is.
     Live,
+    /// The broker stops in order, and a new life begins. One that is dead only begins a new one.
+    Restart(oneshot::Sender<()>),
     /// The broker stops in order, and the thread ends.
     Stop,
 }
 
 /// Where the broker is.
 #[derive(Debug, Clone)]
-pub(super) enum Phase {
+pub(super) struct Phase {
+    /// Lives that have begun to serve.
+    pub(super) lives: u64,
+    pub(super) at: At,
+}
+
+/// See [`Phase`].
+#[derive(Debug, Clone)]
+pub(super) enum At {
     Starting,
     Up {
-        life: u64,
         pin: String,
     },
     Dead,
     /// It could not start again, or has stopped.
-    Over(Option<Arc<StartError>>),
+    Over(Option<Arc<Failure>>),
+}
+
+/// What kept it from starting.
+#[derive(Debug)]
+pub(super) struct Failure {
+    text: String,
+    /// Until somebody has taken it.
+    error: Mutex<Option<StartError>>,
+}
+
+impl Failure {
+    pub(super) fn new(error: StartError) -> Self {
+        Self { text: with_causes(&error), error: Mutex::new(Some(error)) }
+    }
+
+    /// The error itself, for the first who asks.
+    pub(super) fn take(&self) -> StartError {
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        error.unwrap_or_else(|| StartError::Thread(std::io::Error::other(self.text.clone())))
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// An error in one line, and behind it those causes that it does not tell of itself.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// All that one life leaves to the next, whatever clients come by.
@@ -74,8 +124,12 @@ pub(super) struct Lives {
 
 /// How a life has ended.
 enum End {
-    Stopped,
+    /// In order. Whoever is told wants a new life.
+    Stopped(Option<oneshot::Sender<()>>),
+    /// Whoever is told has asked for it, and for what is to follow.
     Died(Death, Option<oneshot::Sender<()>>),
+    /// Before it had stopped, as it was told to.
+    DiedAtLast(Death, Option<oneshot::Sender<()>>),
 }
 
 impl Lives {
@@ -114,7 +168,7 @@ impl Lives {
                 Listening::open(&parts, &self.disk.medium(), &shell, || door.open(weather, &parts.config))
             })?
             .with_between(self.wire.between());
-        self.phase.send_replace(Phase::Up { life: self.life, pin: door.pin() });
+        self.is_up(door.pin());
         let end = local.block_on(runtime, self.until_the_end(&parts.stop, listening.run(&parts)));
         let connections = self.wire.connections.take();
         // Sessions go with the set that they run in; what they shared is then this thread's alone.
@@ -122,7 +176,7 @@ impl Lives {
             let _entered = runtime.enter();
             drop(local);
         }
-        if let End::Died(..) = end {
+        if let End::Died(..) | End::DiedAtLast(..) = end {
             // Nothing of what was under way leaves: a connection that is closed sends only that it is. Whoever sends to a
             // dead broker is told by its machine; whoever only waits would learn of it by its next keep-alive, seconds later
             // for each death in a test.
@@ -134,9 +188,9 @@ impl Lives {
         drop(connections);
         let _entered = runtime.enter();
         match end {
-            End::Stopped => listening.stop(),
+            End::Stopped(_) => listening.stop(),
             // No goodbye: nothing is written or synced any more.
-            End::Died(..) => drop(listening),
+            End::Died(..) | End::DiedAtLast(..) => drop(listening),
         }
         Ok(end)
     }
@@ -145,13 +199,14 @@ impl Lives {
         let mut broker =
             LocalBroker::of_parts(self.parts()?, &self.disk.medium(), self.pace())?.with_between(self.wire.between());
         let mut listener = network.listen();
-        self.phase.send_replace(Phase::Up { life: self.life, pin: String::new() });
+        self.is_up(String::new());
         let stop = Arc::clone(broker.stop());
         let end = self.until_the_end(&stop, broker.run(&mut listener)).await;
         match end {
-            End::Stopped => broker.close(),
-            End::Died(..) => {
-                network.broker_dies(|_| Cut::CLEAN);
+            End::Stopped(_) => broker.close(),
+            End::Died(..) | End::DiedAtLast(..) => {
+                let client = Loss { noticed_after: self.ordeal.cut_off_left(), ..Loss::CLEAN };
+                network.broker_dies(|_| Cut { client, broker: Loss::CLEAN });
                 drop(broker);
             }
         }
@@ -161,13 +216,14 @@ impl Lives {
     /// Behind the end of a life: whether another one is to begin, once it is time for it.
     async fn goes_on(&mut self, ended: Result<End, StartError>) -> bool {
         let by_command = match ended {
-            Ok(End::Stopped) => {
-                self.over(None);
-                return false;
-            }
             Err(error) => {
                 self.over(Some(error));
                 return false;
+            }
+            Ok(End::Stopped(told)) => return self.begins_again(told),
+            Ok(End::DiedAtLast(death, told)) => {
+                self.disk.dies(death);
+                return self.begins_again(told);
             }
             Ok(End::Died(death, told)) => {
                 self.disk.dies(death);
@@ -177,12 +233,16 @@ impl Lives {
         self.life += 1;
         // Whatever else ends a broker, whoever watches over it starts it again.
         let Some(told) = by_command else { return true };
-        self.phase.send_replace(Phase::Dead);
+        self.is_at(At::Dead);
         // Whoever asked may be gone.
         let _ = told.send(());
         loop {
             match self.commands.recv().await {
                 Some(Command::Live) => return true,
+                Some(Command::Restart(told)) => {
+                    let _ = told.send(());
+                    return true;
+                }
                 Some(Command::Die(death, told)) => {
                     // The dead do not die, but their machine may still lose its power.
                     self.disk.dies(death);
@@ -196,18 +256,40 @@ impl Lives {
         }
     }
 
+    /// Behind a stop in order: if somebody is told of it, who wants that.
+    fn begins_again(&mut self, told: Option<oneshot::Sender<()>>) -> bool {
+        let Some(told) = told else {
+            self.over(None);
+            return false;
+        };
+        self.life += 1;
+        self.is_at(At::Starting);
+        // Whoever asked may be gone.
+        let _ = told.send(());
+        true
+    }
+
     fn over(&self, error: Option<StartError>) {
-        self.phase.send_replace(Phase::Over(error.map(Arc::new)));
+        self.is_at(At::Over(error.map(|error| Arc::new(Failure::new(error)))));
+    }
+
+    fn is_up(&self, pin: String) {
+        self.phase.send_replace(Phase { lives: self.life, at: At::Up { pin } });
+    }
+
+    fn is_at(&self, at: At) {
+        self.phase.send_modify(|phase| phase.at = at);
     }
 
     fn pace(&self) -> Rc<OrdealPace> {
         let (ordeal, clock) = (Arc::clone(&self.ordeal), Arc::clone(&self.clock));
-        Rc::new(OrdealPace { ordeal, disk: self.disk.clone(), clock })
+        Rc::new(OrdealPace { ordeal, disk: self.disk.clone(), clock, batches: Cell::new(0) })
     }
 
     /// What a life is made of. With it the one before is forgotten.
     fn parts(&self) -> Result<Parts, StartError> {
         self.ordeal.begin_life();
+        self.counters.begin_life();
         Ok(Parts {
             config: CheckedConfig::try_from(self.config.clone())?,
             clock: Arc::clone(&self.clock) as Arc<_>,
@@ -242,13 +324,22 @@ impl Lives {
                         return End::Died(death, Some(told));
                     }
                     Some(Command::Live) => {}
-                    Some(Command::Stop) | None => {
+                    command @ (Some(Command::Stop | Command::Restart(_)) | None) => {
+                        let told = match command {
+                            Some(Command::Restart(told)) => Some(told),
+                            _ => None,
+                        };
+                        // What is late must not keep it, and the test is over for what has not struck.
+                        self.ordeal.calm();
                         stop.notify_one();
-                        serving.as_mut().await;
-                        return End::Stopped;
+                        tokio::select! {
+                            biased;
+                            () = &mut serving => return End::Stopped(told),
+                            Ending { death, .. } = self.ordeal.ended() => return End::DiedAtLast(death, told),
+                        }
                     }
                 },
-                () = &mut serving => return End::Stopped,
+                () = &mut serving => return End::Stopped(None),
             }
         }
     }

@@ -98,6 +98,13 @@ pub(super) enum Strike {
     Jump(i64),
 }
 
+impl Strike {
+    /// Whatever is written and synced can meet it.
+    const fn is_of_the_disk(self) -> bool {
+        matches!(self, Self::SyncFails | Self::WriteFails | Self::Torn)
+    }
+}
+
 impl fmt::Display for Strike {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -142,6 +149,8 @@ pub(super) struct Ordeal {
     state: Mutex<State>,
     /// Told when the present life is to end.
     death: Notify,
+    /// Told when something that lasts has changed.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -185,8 +194,28 @@ impl Ordeal {
         self.lock().seeded = Some(seeded);
     }
 
+    /// What is late because of it already is so by the new measure.
     pub(super) fn change_standing(&self, change: impl FnOnce(&mut Standing)) {
         change(&mut self.lock().standing);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits from now on for `once`, and for as long as `lasting` says of what is so meanwhile.
+    pub(super) async fn late(&self, once: Duration, lasting: impl Fn(&Standing) -> Duration) {
+        let since = Instant::now();
+        loop {
+            // Before the look at what is so: a change behind that wakes it.
+            let changed = self.changed.notified();
+            let due = since + once + lasting(&self.standing());
+            if due <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(due) => return,
+                () = changed => {}
+            }
+        }
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -211,17 +240,28 @@ impl Ordeal {
         state.standing = Standing::default();
         state.seeded = None;
         state.cut_off_until = None;
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     // What happens.
 
-    /// The broker is at `step`.
+    /// A publish request is at `step`.
     pub(super) fn at(&self, step: Step) -> Option<Strike> {
+        self.strikes(step, true)
+    }
+
+    /// A group is at `step` that holds no publish request: a new stream, say.
+    pub(super) fn at_without_publishes(&self, step: Step) -> Option<Strike> {
+        self.strikes(step, false)
+    }
+
+    fn strikes(&self, step: Step, has_publishes: bool) -> Option<Strike> {
         let mut state = self.lock();
         if state.ending.is_some() {
             return None;
         }
-        let scripted = state.scripted(step);
+        let scripted = state.scripted(step, has_publishes);
         let strike = scripted.or_else(|| state.seeded.as_mut()?.at(step))?;
         state.tell(format!("{step}: {strike}"));
         Some(strike)
@@ -293,10 +333,12 @@ impl Ordeal {
 }
 
 impl State {
-    fn scripted(&mut self, step: Step) -> Option<Strike> {
+    fn scripted(&mut self, step: Step, has_publishes: bool) -> Option<Strike> {
         // All that wait for this step see the occasion; the first that is due strikes.
         let mut due = None;
-        for scripted in self.script.iter_mut().filter(|scripted| scripted.step == step) {
+        let sees =
+            |scripted: &&mut Scripted| scripted.step == step && (has_publishes || scripted.strike.is_of_the_disk());
+        for scripted in self.script.iter_mut().filter(sees) {
             if scripted.passes > 0 {
                 scripted.passes -= 1;
             } else if due.is_none() {

@@ -1,7 +1,9 @@
 //! The steps of the log, as the broker's own tasks come to them: where its disk is slow or fails, and where it dies.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::clock::TestClock;
 use super::disk::Disk;
@@ -14,14 +16,20 @@ pub(super) struct OrdealPace {
     pub(super) ordeal: Arc<Ordeal>,
     pub(super) disk: Disk,
     pub(super) clock: Arc<TestClock>,
+    /// Batches of the group that is taken up.
+    pub(super) batches: Cell<u64>,
 }
 
 impl OrdealPace {
     async fn at(&self, step: Step) {
-        match self.ordeal.at(step) {
+        let strike = match self.batches.get() {
+            0 => self.ordeal.at_without_publishes(step),
+            _ => self.ordeal.at(step),
+        };
+        match strike {
             None | Some(Strike::Cut) => {}
             Some(Strike::Dies(death)) => self.dies(death).await,
-            Some(Strike::Late(by)) => tokio::time::sleep(by).await,
+            Some(Strike::Late(by)) => self.ordeal.late(by, |_| Duration::ZERO).await,
             Some(Strike::CutOff(time)) => self.ordeal.cut_off(time),
             Some(Strike::SyncFails) => self.disk.fail_next_sync(),
             Some(Strike::WriteFails) => self.disk.fail_next_write(),
@@ -43,6 +51,10 @@ impl OrdealPace {
 }
 
 impl Pace for OrdealPace {
+    fn take_up(&self, batches: u64) {
+        self.batches.set(batches);
+    }
+
     fn pause(&self, work: DiskWork) -> Pin<Box<dyn Future<Output = ()> + '_>> {
         Box::pin(async move {
             self.stops_with_the_disk().await;
@@ -60,10 +72,7 @@ impl Pace for OrdealPace {
             match work {
                 DiskWork::Write => self.at(Step::BeforeWrite).await,
                 DiskWork::Sync => {
-                    let late = self.ordeal.standing().disk_late;
-                    if !late.is_zero() {
-                        tokio::time::sleep(late).await;
-                    }
+                    self.ordeal.late(Duration::ZERO, |standing| standing.disk_late).await;
                     self.at(Step::BeforeSync).await;
                 }
                 _ => {}

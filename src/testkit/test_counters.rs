@@ -13,7 +13,8 @@ macro_rules! test_counters {
     ) => {
         /// What a broker has counted until one moment.
         ///
-        /// Each number is true by itself; two of them may be a moment apart. A broker that is started again counts from 0.
+        /// Each number is true by itself; two of them may be a moment apart. A broker that is started again counts from 0;
+        /// a [`TestBroker`](super::TestBroker) goes on over all its lives.
         /// `Display` is a table of those that are not 0.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         #[non_exhaustive]
@@ -71,7 +72,8 @@ macro_rules! test_counters {
 
 test_counters! {
     counts {
-        /// Records stored: appended and durable.
+        /// Records that were given their place in a stream. They are durable once synced; one that a death takes before is
+        /// counted again when it comes again.
         records_published = |counters: &Counters| counters.records_published.get(),
         /// Bytes of those records as they stand in their batches.
         bytes_published = |counters: &Counters| counters.bytes_published.get(),

@@ -16,6 +16,10 @@ impl Conditions for OrdealNetwork {
         Attempt::Reaches { after: self.0.cut_off_left() }
     }
 
+    fn close(&self, _: u64) -> Duration {
+        self.0.cut_off_left()
+    }
+
     fn send(&self, passage: &Passage) -> Fate {
         // As with QUIC: what is lost while the network is away is sent again, and what the broker sends is late.
         let late = if passage.toward == Side::Client { self.0.delay() } else { Duration::ZERO };

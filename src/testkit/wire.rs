@@ -10,10 +10,9 @@ use tidelog_protocol::{
     BoxFuture, CloseCode, Connection, Duplex, FRAME_HEADER_LEN, FrameDecoder, FrameKind, Limits, ReceiveHalf, SendHalf,
     TransportError,
 };
-use tokio::time::Sleep;
 
 use super::clock::TestClock;
-use super::ordeal::{Ending, Ordeal, Step, Strike};
+use super::ordeal::{Ending, Ordeal, Standing, Step, Strike};
 use super::witness::{SessionWitness, Witness};
 use crate::listening::Between;
 
@@ -171,7 +170,7 @@ struct Passage {
     /// `None` once something other than frames has passed.
     frames: Option<FrameDecoder>,
     /// Runs while something is late.
-    late: Option<Pin<Box<Sleep>>>,
+    late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Passage {
@@ -184,9 +183,11 @@ impl Passage {
         Poll::Ready(())
     }
 
-    fn is_late_by(&mut self, by: Duration) {
-        if !by.is_zero() {
-            self.late = Some(Box::pin(tokio::time::sleep(by)));
+    /// What is about to pass is late by `once`, and by what is so and may change.
+    fn is_late_by(&mut self, once: Duration, lasting: impl Fn(&Standing) -> Duration + Send + 'static) {
+        let ordeal = Arc::clone(&self.wire.ordeal);
+        if !(once + lasting(&ordeal.standing())).is_zero() {
+            self.late = Some(Box::pin(async move { ordeal.late(once, lasting).await }));
         }
     }
 
@@ -251,7 +252,7 @@ impl ReceiveHalf for WiredReceive {
             }
             self.given = requests;
             self.kept = Some(bytes);
-            self.passage.is_late_by(late);
+            self.passage.is_late_by(late, |_| Duration::ZERO);
         }
         std::task::ready!(self.passage.poll_late(cx));
         // Less may be asked for by now, but never less than a header.
@@ -319,18 +320,14 @@ impl WiredSend {
                 has_records |= kind == FrameKind::Deliver;
             });
         }
-        let standing = self.passage.wire.ordeal.standing();
         let mut late = Duration::ZERO;
-        if has_records {
-            late += standing.deliveries_late;
+        if has_answers && self.passage.wire.strike(Step::BeforeAnswer, &self.passage.connection, &mut late) {
+            return false;
         }
-        if has_answers {
-            late += standing.answers_late;
-            if self.passage.wire.strike(Step::BeforeAnswer, &self.passage.connection, &mut late) {
-                return false;
-            }
-        }
-        self.passage.is_late_by(late);
+        self.passage.is_late_by(late, move |standing| {
+            let answers = if has_answers { standing.answers_late } else { Duration::ZERO };
+            answers + if has_records { standing.deliveries_late } else { Duration::ZERO }
+        });
         true
     }
 }

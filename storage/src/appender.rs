@@ -148,6 +148,8 @@ pub struct Appender {
     arena: BytesMut,
     arena_position: u64,
     has_content: bool,
+    /// Batches in the open group.
+    batches: u64,
     content_end: u64,
     /// The newest entry, watermarks aside.
     last: Option<EntryMark>,
@@ -196,6 +198,7 @@ impl Appender {
             arena: BytesMut::new(),
             arena_position: start.position,
             has_content: false,
+            batches: 0,
             content_end: start.group_start,
             last: None,
             closed: VecDeque::new(),
@@ -387,6 +390,7 @@ impl Appender {
             self.position = header.end();
             self.has_content |= new.kind.is_content();
             if new.kind == EntryKind::Records {
+                self.batches += 1;
                 self.index.note(&header);
             }
             if self.sabotages.has(Sabotage::SplitAtomicGroup) && header.atomic_left > 0 {
@@ -473,7 +477,14 @@ impl Appender {
         self.arena_position = self.position;
         let mark = self.last.expect("a group is closed when it holds an entry");
         let stamp = Stamp { log_id: self.log_id, mark, start_count: self.start_count, time: self.time };
-        let group = Group { opens: self.opens.take(), chunks: std::mem::take(&mut self.chunks), watermark, end, stamp };
+        let group = Group {
+            opens: self.opens.take(),
+            chunks: std::mem::take(&mut self.chunks),
+            watermark,
+            end,
+            stamp,
+            batches: std::mem::take(&mut self.batches),
+        };
         self.closed_bytes += group.len();
         self.closed.push_back(group);
         self.has_content = false;

@@ -29,9 +29,16 @@ pub struct Group {
     /// Position behind its last entry, where the watermark goes.
     pub(crate) end: u64,
     pub(crate) stamp: Stamp,
+    pub(crate) batches: u64,
 }
 
 impl Group {
+    /// Batches of records in it; what else there is are facts alone.
+    #[must_use]
+    pub const fn batches(&self) -> u64 {
+        self.batches
+    }
+
     /// Position behind the group's last entry: the durable position once it is committed.
     #[must_use]
     pub const fn end(&self) -> u64 {

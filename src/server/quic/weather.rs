@@ -1,5 +1,6 @@
 //! Datagrams that are lost or late, for the test kit: below QUIC, so that it deals with them as it does on a network.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// What the network is like at this moment.
 pub(crate) trait Weather: fmt::Debug + Send + Sync {
@@ -48,18 +49,42 @@ struct Late {
     src_ip: Option<IpAddr>,
 }
 
-async fn send_when_due(socket: Arc<dyn AsyncUdpSocket>, weather: Arc<dyn Weather>, mut due: UnboundedReceiver<Late>) {
-    while let Some(late) = due.recv().await {
-        tokio::time::sleep_until(late.due).await;
-        if weather.is_cut_off() {
-            continue;
-        }
-        let Late { destination, ecn, contents, segment_size, src_ip, .. } = &late;
-        let transmit =
-            Transmit { destination: *destination, ecn: *ecn, contents, segment_size: *segment_size, src_ip: *src_ip };
-        // What can't be sent now is lost, as it may be on any network.
-        let _ = socket.try_send(&transmit);
+async fn send_when_due(
+    socket: Arc<dyn AsyncUdpSocket>,
+    weather: Arc<dyn Weather>,
+    mut arriving: UnboundedReceiver<Late>,
+) {
+    // By the time they are due, then in the order in which they came: one that is very late holds up no other.
+    let mut waiting: BTreeMap<(Instant, u64), Late> = BTreeMap::new();
+    let mut number = 0;
+    loop {
+        let due = waiting.first_key_value().map(|((due, _), _)| *due);
+        let late = tokio::select! {
+            biased;
+            late = arriving.recv() => late,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                if let Some((_, late)) = waiting.pop_first() {
+                    send(socket.as_ref(), weather.as_ref(), &late);
+                }
+                continue;
+            }
+        };
+        // Nobody sends any more.
+        let Some(late) = late else { return };
+        number += 1;
+        waiting.insert((late.due, number), late);
     }
+}
+
+fn send(socket: &dyn AsyncUdpSocket, weather: &dyn Weather, late: &Late) {
+    if weather.is_cut_off() {
+        return;
+    }
+    let Late { destination, ecn, contents, segment_size, src_ip, .. } = late;
+    let transmit =
+        Transmit { destination: *destination, ecn: *ecn, contents, segment_size: *segment_size, src_ip: *src_ip };
+    // What can't be sent now is lost, as it may be on any network.
+    let _ = socket.try_send(&transmit);
 }
 
 impl AsyncUdpSocket for WeatherSocket {
