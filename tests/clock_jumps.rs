@@ -7,8 +7,6 @@
 mod harness;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
 
 use harness::board::Board;
 use harness::broker::connect;
@@ -16,37 +14,12 @@ use harness::folder::RunFolder;
 use harness::load::{Load, STREAMS, check, make_streams};
 use harness::random::{Random, number_from_environment};
 use tidelog::broker::Broker;
-use tidelog::clock::{Clock, SystemClock};
 use tidelog::config::BrokerConfig;
-use tidelog_client::{Client, ReaderEvent};
-use tidelog_protocol::StreamName;
+use tidelog::testkit::{StreamCheck, TestClock};
 
 const YEAR_MS: i64 = 366 * 24 * 60 * 60 * 1_000;
 /// Every so many jumps happen while the broker is stopped.
 const JUMPS_PER_RESTART: u64 = 10;
-
-/// The machine's clocks, with somebody at the wall clock.
-#[derive(Debug)]
-struct JumpingClock {
-    system: SystemClock,
-    offset_ms: AtomicI64,
-}
-
-impl JumpingClock {
-    fn jump(&self, by_ms: i64) {
-        self.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
-    }
-}
-
-impl Clock for JumpingClock {
-    fn wall_ms(&self) -> i64 {
-        self.system.wall_ms() + self.offset_ms.load(Ordering::Relaxed)
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.system.monotonic()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_jumps_by_years_changes_nothing() {
@@ -55,7 +28,7 @@ async fn a_clock_that_jumps_by_years_changes_nothing() {
     println!("TIDELOG_SEED={seed} TIDELOG_CLOCK_JUMPS={jumps}");
     let mut random = Random::new(seed);
     let folder = RunFolder::new();
-    let clock = Arc::new(JumpingClock { system: SystemClock::new(), offset_ms: AtomicI64::new(0) });
+    let clock = Arc::new(TestClock::of_the_machine());
     let mut config = BrokerConfig::on_disk(folder.join("data"));
     let mut broker = start(&config, &clock).await;
     // Clients find it again where it was.
@@ -69,10 +42,10 @@ async fn a_clock_that_jumps_by_years_changes_nothing() {
         if jump % JUMPS_PER_RESTART == 0 {
             load.disturb(&mut random, None);
             tokio::task::spawn_blocking(move || broker.shutdown()).await.unwrap();
-            clock.jump(by_ms);
+            clock.jump_ms(by_ms);
             broker = start(&config, &clock).await;
         } else {
-            clock.jump(by_ms);
+            clock.jump_ms(by_ms);
         }
     }
     load.finish().await.unwrap();
@@ -80,26 +53,15 @@ async fn a_clock_that_jumps_by_years_changes_nothing() {
     let counts = check(&client, &board).await.unwrap();
     println!("{jumps} jumps, {} records", counts.iter().sum::<u64>());
     for stream in STREAMS {
-        let times = times(&client, stream).await;
-        let falls = times.windows(2).filter(|pair| pair[1] < pair[0]).count();
-        assert_eq!(falls, 0, "times fall in '{stream}': {times:?}");
+        let records = StreamCheck::new(client.clone(), stream).records().await;
+        let falls: Vec<_> = records.windows(2).filter(|pair| pair[1].time_ms < pair[0].time_ms).collect();
+        assert!(falls.is_empty(), "times fall in '{stream}': {falls:?}");
     }
     client.close().await;
     tokio::task::spawn_blocking(move || broker.shutdown()).await.unwrap();
 }
 
-async fn start(config: &BrokerConfig, clock: &Arc<JumpingClock>) -> Broker {
+async fn start(config: &BrokerConfig, clock: &Arc<TestClock>) -> Broker {
     let (config, clock) = (config.clone(), Arc::clone(clock));
     tokio::task::spawn_blocking(move || Broker::start_with_clock(config, clock)).await.unwrap().unwrap()
-}
-
-/// The time of each batch.
-async fn times(client: &Client, stream: &str) -> Vec<i64> {
-    let mut reader = client.reader(StreamName::new(stream).unwrap()).open().await.unwrap();
-    let mut times = Vec::new();
-    while let Some(event) = reader.next_batch().await.unwrap() {
-        let ReaderEvent::Batch(batch) = event else { panic!("{event:?}") };
-        times.push(batch.time_ms());
-    }
-    times
 }

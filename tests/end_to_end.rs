@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidelog::clock::{Clock, ManualClock};
+use tidelog::testkit::TestBroker;
 use tidelog::{Broker, BrokerConfig, MediumChoice};
 use tidelog_client::{Client, ClientConfig, ReaderEvent};
 use tidelog_protocol::{ErrorCode, ProducerName, Record, StartAt, StreamName, StreamSettings};
@@ -71,10 +71,10 @@ async fn records_come_out_as_they_went_in_also_after_a_restart() {
 
 #[tokio::test]
 async fn a_time_is_found_however_far_into_a_segment_it_lies() {
-    let clock = Arc::new(ManualClock::new(1_000));
-    let config = BrokerConfig { http: None, ..BrokerConfig::in_memory() };
-    let broker = Broker::start_with_clock(config, Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
-    let client = connect(&broker).await;
+    // In one segment, for the most part.
+    let start = TestBroker::start().configure(|config| config.segment_first_bytes = 1 << 20);
+    let broker = start.manual_clock(1_000).await;
+    let client = broker.client().await;
     let events = client.create_stream(&name("events"), StreamSettings::default(), false).await.unwrap();
     let producer = client.anonymous_producer().open().await.unwrap();
     let publisher = producer.stream(&events).await.unwrap();
@@ -83,7 +83,7 @@ async fn a_time_is_found_however_far_into_a_segment_it_lies() {
             publisher.send_value(&vec![second as u8; 64 << 10]).await.unwrap();
         }
         publisher.flush().await.unwrap();
-        clock.advance(Duration::from_secs(1));
+        broker.clock().advance(Duration::from_secs(1));
     }
     for second in [0_u64, 1, 13, 28, 29] {
         let time_ms = 1_000 + second as i64 * 1_000;
@@ -95,8 +95,6 @@ async fn a_time_is_found_however_far_into_a_segment_it_lies() {
         }
     }
     assert_eq!(values(&client, "events", StartAt::Time { time_ms: 1 << 40 }).await, []);
-    client.close().await;
-    broker.shutdown();
 }
 
 #[tokio::test]
@@ -137,8 +135,8 @@ async fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
 
 #[tokio::test]
 async fn a_follower_sees_each_record_as_it_becomes_durable() {
-    let broker = Broker::start(BrokerConfig { http: None, ..BrokerConfig::in_memory() }).unwrap();
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     let events = client.create_stream(&name("events"), StreamSettings::default(), false).await.unwrap();
     let mut reader = client.reader(&events).follow(true).open().await.unwrap();
     let producer = client.anonymous_producer().open().await.unwrap();
@@ -151,6 +149,4 @@ async fn a_follower_sees_each_record_as_it_becomes_durable() {
         let record = batch.into_iter().next().unwrap().unwrap();
         assert_eq!(record.record.value, number.to_le_bytes().as_slice());
     }
-    client.close().await;
-    broker.shutdown();
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tidelog::testkit::TestBroker;
 use tidelog::{Broker, BrokerConfig};
 use tidelog_client::{Client, ClientConfig, QuicConnector, Trust, TrustEnvironment};
 use tidelog_protocol::{
@@ -95,8 +96,8 @@ async fn a_file_that_a_crash_has_left_is_in_nobodys_way() {
 
 #[tokio::test]
 async fn every_byte_of_an_echo_comes_back_however_many_are_under_way() {
-    let broker = Broker::start(BrokerConfig::in_memory()).unwrap();
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     for (message_bytes, in_flight, count) in [(1, 1, 50), (100, 1_024, 5_000), (70_000, 8, 40), (3, 0, 7)] {
         let mut echo = client.measure().echo(message_bytes).await.unwrap();
         // An echo can be used again.
@@ -107,24 +108,22 @@ async fn every_byte_of_an_echo_comes_back_however_many_are_under_way() {
         }
     }
     assert_eq!(client.measure().syncs(4_096, 1).await.unwrap(), None, "no disk");
-    broker.shutdown();
 }
 
 #[tokio::test]
 async fn bytes_up_and_down_are_counted_to_the_last() {
-    let broker = Broker::start(BrokerConfig::in_memory()).unwrap();
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     for bytes in [0, 1, 65_536, 65_537, 20 << 20] {
         // The client compares how many it has sent and received with what the broker says.
         assert!(!client.measure().upload(bytes).await.unwrap().is_zero(), "{bytes}");
         assert!(!client.measure().download(bytes).await.unwrap().is_zero(), "{bytes}");
     }
-    assert_eq!(broker.counters().records_published.get(), 0);
-    broker.shutdown();
+    assert_eq!(broker.counters().records_published, 0);
 }
 
 /// A connection by hand, past its hello.
-async fn by_hand(broker: &Broker) -> (std::sync::Arc<dyn tidelog_protocol::Connection>, Duplex) {
+async fn by_hand(broker: &TestBroker) -> (std::sync::Arc<dyn tidelog_protocol::Connection>, Duplex) {
     let address = broker.address().parse().unwrap();
     let trust = Trust::find(&address, None, &TrustEnvironment::of_process()).unwrap();
     let connection = QuicConnector::new(&address, &trust).unwrap().connect().await.unwrap();
@@ -154,7 +153,7 @@ async fn frames(duplex: &mut Duplex, decoder: &mut FrameDecoder) -> (FrameKind, 
 
 #[tokio::test]
 async fn requests_in_the_wrong_place_and_bytes_before_the_answer_are_refused() {
-    let broker = Broker::start(BrokerConfig::in_memory()).unwrap();
+    let broker = TestBroker::start().await;
     let (connection, mut control) = by_hand(&broker).await;
 
     let request = frame(FrameKind::Request, &RequestFrame { id: 1, request: Request::Echo });
@@ -179,5 +178,4 @@ async fn requests_in_the_wrong_place_and_bytes_before_the_answer_are_refused() {
     let response: ResponseFrame = decode_json(kind, &body).unwrap();
     let ResponseResult::Error(error) = response.result else { panic!("{response:?}") };
     assert_eq!((response.id, error.error_code()), (1, Some(ErrorCode::Malformed)));
-    broker.shutdown();
 }

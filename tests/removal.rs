@@ -4,18 +4,16 @@
 
 mod scenarios;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use scenarios::histories::{self, FIRST, SECOND, dense, refused, stored, tail, written};
 use scenarios::rig::Rig;
 use tidelog::sequencer::Supply;
-use tidelog::{Broker, BrokerConfig, MediumChoice};
-use tidelog_client::{Client, ClientConfig, Error, ErrorKind, Reader, ReaderEvent};
+use tidelog::testkit::TestBroker;
+use tidelog_client::{Client, Error, ErrorKind, ReaderEvent};
 use tidelog_protocol::{
     ErrorCode, Offset, ProducerName, ResponseResult, StartAt, StreamDescription, StreamName, StreamSettings,
 };
-use tidelog_storage::medium::SimulatedMedium;
 use tidelog_storage::{Job, Sabotages};
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -27,27 +25,8 @@ fn producer_name(text: &str) -> ProducerName {
     ProducerName::new(text).unwrap()
 }
 
-async fn connect(broker: &Broker) -> Client {
-    let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
-    Client::connect(config).await.unwrap()
-}
-
-fn on(disk: &SimulatedMedium) -> Broker {
-    let medium = MediumChoice::Custom(Arc::new(disk.for_this_life()));
-    Broker::start(BrokerConfig { http: None, medium, ..BrokerConfig::in_memory() }).unwrap()
-}
-
 async fn make(client: &Client, stream: &str) -> StreamDescription {
     client.create_stream(&name(stream), StreamSettings::default(), false).await.unwrap()
-}
-
-async fn values(mut reader: Reader) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    while let Some(event) = reader.next_batch().await.unwrap() {
-        let ReaderEvent::Batch(batch) = event else { panic!("{event:?}") };
-        all.extend(batch.into_iter().map(|record| record.unwrap().record.value.to_vec()));
-    }
-    all
 }
 
 #[track_caller]
@@ -62,9 +41,8 @@ fn assert_gone<T: std::fmt::Debug>(outcome: Result<T, Error>) {
 
 #[tokio::test]
 async fn whoever_uses_a_removed_stream_is_told_at_once_and_one_of_its_name_is_another() {
-    let disk = SimulatedMedium::new(1);
-    let broker = on(&disk);
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     let old = make(&client, "orders").await;
     let other = make(&client, "refunds").await;
     let producer = client.producer(producer_name("shop")).open().await.unwrap();
@@ -109,24 +87,22 @@ async fn whoever_uses_a_removed_stream_is_told_at_once_and_one_of_its_name_is_an
     assert_eq!(publisher.last_sequence().get(), 0);
     publisher.send_value(b"first").await.unwrap();
     publisher.flush().await.unwrap();
-    assert_eq!(values(client.reader(&new).open().await.unwrap()).await, [b"first"]);
-    client.close().await;
-    broker.shutdown();
+    let orders = broker.stream("orders").await;
+    orders.expect(["first"]).await;
 
-    let broker = on(&disk);
-    assert_eq!(broker.recovery_report().damages, []);
-    let client = connect(&broker).await;
+    broker.restart().await;
+    assert_eq!(broker.counters().recovery_damages, 0);
     assert_eq!(client.list_streams().await.unwrap().len(), 2);
-    assert_eq!(values(client.reader(name("orders")).open().await.unwrap()).await, [b"first"]);
+    orders.expect_no_more().await;
+    broker.stream("orders").await.expect(["first"]).await;
     assert_gone(client.reader(&old).open().await.map(drop));
-    client.close().await;
-    broker.shutdown();
+    broker.no_acknowledged_loss().await;
 }
 
 #[tokio::test]
 async fn a_position_past_the_end_of_a_stream_made_again_is_an_error_and_never_a_wait() {
-    let broker = Broker::start(BrokerConfig { http: None, ..BrokerConfig::in_memory() }).unwrap();
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     let old = make(&client, "orders").await;
     client.remove_stream(old.id).await.unwrap();
     let new = make(&client, "orders").await;
@@ -136,15 +112,12 @@ async fn a_position_past_the_end_of_a_stream_made_again_is_an_error_and_never_a_
         assert_eq!(error.code(), Some(ErrorCode::PositionPastEnd), "{error}");
         client.reader(&new).from(at(0)).follow(follow).open().await.unwrap();
     }
-    client.close().await;
-    broker.shutdown();
 }
 
 #[tokio::test]
 async fn on_a_full_disk_streams_are_removed_and_producers_opened_before_and_after_a_restart() {
-    let disk = SimulatedMedium::new(2);
-    let broker = on(&disk);
-    let client = connect(&broker).await;
+    let broker = TestBroker::start().await;
+    let client = broker.client().await;
     let events = make(&client, "events").await;
     let mut others = Vec::new();
     for number in 0..4 {
@@ -152,34 +125,33 @@ async fn on_a_full_disk_streams_are_removed_and_producers_opened_before_and_afte
     }
     let producer = client.producer(producer_name("p")).open().await.unwrap();
     let publisher = producer.stream(&events).await.unwrap();
-    disk.set_capacity_bytes(Some(disk.used_bytes()));
+    broker.faults().full_disk(true);
     fill(&broker, &publisher).await;
     let fillers = fill_with_streams(&broker).await;
     works_on_a_full_disk(&client, &mut others, fillers, "before").await;
     drop((publisher, producer));
     client.close().await;
-    broker.shutdown();
 
-    let broker = on(&disk);
-    let client = connect(&broker).await;
+    broker.restart().await;
+    let before = broker.counters();
+    let client = broker.client().await;
     works_on_a_full_disk(&client, &mut others, fillers, "after").await;
     let stored = client.stream_info(&name("events")).await.unwrap().tail;
     let producer = client.producer(producer_name("p")).open().await.unwrap();
     let publisher = producer.stream(name("events")).await.unwrap();
     publisher.send_value(b"refused until there is space").await.unwrap();
-    while broker.counters().refused(ErrorCode::DiskFull) == 0 {
+    while broker.counters().since(&before).refused(ErrorCode::DiskFull) == 0 {
         tokio::task::yield_now().await;
     }
-    disk.set_capacity_bytes(None);
+    broker.faults().full_disk(false);
     publisher.flush().await.unwrap();
     assert_eq!(client.stream_info(&name("events")).await.unwrap().tail.get(), stored.get() + 1);
     make(&client, "made-again").await;
-    client.close().await;
-    broker.shutdown();
+    broker.no_acknowledged_loss().await;
 }
 
 /// Publishes until there is no room.
-async fn fill(broker: &Broker, publisher: &tidelog_client::Publisher) {
+async fn fill(broker: &TestBroker, publisher: &tidelog_client::Publisher) {
     let is_refused = || broker.counters().refused(ErrorCode::DiskFull) > 0;
     let value = vec![0; 64 << 10];
     while !is_refused() {
@@ -192,9 +164,8 @@ async fn fill(broker: &Broker, publisher: &tidelog_client::Publisher) {
 }
 
 /// Makes streams as long as there is room: nothing fits any more.
-async fn fill_with_streams(broker: &Broker) -> usize {
-    let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
-    let hasty = Client::connect(config.with_timeout(Duration::from_secs(1))).await.unwrap();
+async fn fill_with_streams(broker: &TestBroker) -> usize {
+    let hasty = Client::connect(broker.client_config().with_timeout(Duration::from_secs(1))).await.unwrap();
     for number in 0.. {
         let made = hasty.create_stream(&name(&format!("filler-{number}")), StreamSettings::default(), true).await;
         if let Err(error) = made {

@@ -1,17 +1,15 @@
-//! The pace of the disk, and the clock of the machine.
+//! The pace of the disk.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use tidelog::clock::Clock;
 use tidelog::local_broker::{DiskWork, Pace};
 use tidelog_storage::medium::{SimulatedMedium, SimulatedRng};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::trace::Trace;
 
@@ -62,33 +60,6 @@ impl Pace for DiskPace {
                 false => sleep(time).await,
             }
         })
-    }
-}
-
-/// Monotonic time is tokio's, which a simulation moves; the wall clock jumps besides.
-#[derive(Debug)]
-pub(crate) struct SimulatedClock {
-    started: Instant,
-    wall_ms: AtomicI64,
-}
-
-impl SimulatedClock {
-    pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), wall_ms: AtomicI64::new(1_700_000_000_000) }
-    }
-
-    pub(crate) fn jump(&self, by_ms: i64) {
-        self.wall_ms.fetch_add(by_ms, Ordering::Relaxed);
-    }
-}
-
-impl Clock for SimulatedClock {
-    fn wall_ms(&self) -> i64 {
-        self.wall_ms.load(Ordering::Relaxed) + self.started.elapsed().as_millis() as i64
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.started.elapsed()
     }
 }
 

@@ -226,7 +226,7 @@ impl Lives {
     async fn start(&mut self) -> Checked<LocalBroker> {
         let world = Rc::clone(&self.world);
         for attempt in 0.. {
-            self.world.clock.jump([0, 0, 0, 86_400_000, -86_400_000][self.rng.below(5) as usize]);
+            self.world.clock.jump_ms([0, 0, 0, 86_400_000, -86_400_000][self.rng.below(5) as usize]);
             let may_fail = attempt < FAULTY_STARTS_MAX && !world.is_calm() && self.rng.chance(4);
             if may_fail {
                 let reach = [6, 25, 60][self.rng.below(3) as usize];

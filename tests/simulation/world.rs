@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidelog::in_process::{Network, NetworkLimits};
+use tidelog::testkit::TestClock;
 use tidelog_client::{Client, ClientConfig, Error};
 use tidelog_protocol::{ProducerName, StreamName};
 use tidelog_storage::Sabotages;
@@ -14,7 +15,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Checked;
-use super::disk::SimulatedClock;
 use super::ledger::Ledger;
 use super::trace::Trace;
 use super::weather::Weather;
@@ -27,7 +27,7 @@ pub(crate) struct World {
     pub(crate) disk: SimulatedMedium,
     pub(crate) network: Network,
     pub(crate) weather: Arc<Weather>,
-    pub(crate) clock: Arc<SimulatedClock>,
+    pub(crate) clock: Arc<TestClock>,
     pub(crate) ledger: RefCell<Ledger>,
     pub(crate) trace: Trace,
     pub(crate) sabotages: Sabotages,
@@ -57,7 +57,7 @@ impl World {
             disk: SimulatedMedium::new(rng.next_u64()),
             network,
             weather,
-            clock: Arc::new(SimulatedClock::new()),
+            clock: Arc::new(TestClock::of_tokio(1_700_000_000_000)),
             ledger: RefCell::default(),
             trace,
             sabotages,
