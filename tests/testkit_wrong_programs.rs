@@ -1,6 +1,6 @@
 //! Three programs that are wrong in ways that go unnoticed for long, and that a few trials find; and their corrected twins.
 //!
-//! `TIDELOG_STARTS=20` does all of it from so many starting seeds and counts the runs that catch each program.
+//! `TIDELOG_SEEDS=20` does all of it from so many starting seeds and counts the runs that catch each program.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 use std::cell::{Cell, RefCell};
@@ -171,7 +171,7 @@ fn is_caught(seed: u64, runs: u64, body: impl AsyncFn(&Trial)) -> bool {
 
 /// Whatever the seed: the default effort finds it.
 fn must_be_caught(what: &str, body: impl AsyncFn(&Trial)) {
-    let starts: u64 = std::env::var("TIDELOG_STARTS").ok().and_then(|starts| starts.parse().ok()).unwrap_or(0);
+    let starts: u64 = std::env::var("TIDELOG_SEEDS").ok().and_then(|starts| starts.parse().ok()).unwrap_or(0);
     for start in 0..starts {
         let first = start * 1_000_003;
         let caught: Vec<_> =
