@@ -109,8 +109,8 @@ impl Trial {
     ///
     /// It dies where it waits: up to three times, at points that follow from the seed; in every fifth run up to 48 times,
     /// each life a wait longer than the one before (later on several), so that no short program has a point where it never
-    /// dies. Half of the deaths come when the wait begins, before anything that it has asked for has left; the others when
-    /// what it waits for is there.
+    /// dies. Half of the deaths come when the wait begins, and what the program has asked for may not have left yet; the
+    /// others when what it waits for is there.
     ///
     /// # Errors
     /// Those of the program, unless it dies by itself.
