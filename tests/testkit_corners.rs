@@ -370,6 +370,38 @@ async fn in_process_nobody_is_told_while_the_network_is_away() {
         .await;
 }
 
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the test's broker has risen 0 of 1 times within 30s")]
+async fn a_death_that_does_not_come_is_not_waited_for_without_end() {
+    TestBroker::start()
+        .in_process(async |broker| {
+            broker.faults().crash_at(Step::AfterSync);
+            broker.risen(1).await;
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_process_a_folder_is_as_good_and_goes_with_the_broker() {
+    let folder = TestBroker::start()
+        .on_disk()
+        .in_process(async |broker| {
+            let client = broker.client().await;
+            let (_producer, publisher) = publisher(&client).await;
+            for step in [Step::AfterWrite, Step::AfterSync, Step::BeforeAnswer] {
+                broker.faults().crash_at(step);
+                publisher.publish(Record::new(step.to_string())).await.unwrap();
+            }
+            broker.restart().await;
+            broker.stream("orders").await.expect(["after write", "after sync", "before answer"]).await;
+            assert_eq!(broker.rises(), 4);
+            broker.no_acknowledged_loss().await;
+            broker.folder().unwrap().to_owned()
+        })
+        .await;
+    assert!(!folder.exists());
+}
+
 // Odd ends.
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tidelog_client::{Client, ClientConfig};
@@ -33,6 +34,9 @@ use crate::in_process::{Network, NetworkLimits};
 
 /// Small, so that a broker is up at once and takes little memory.
 const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
+
+/// Far more than a start takes: what was to kill it has not struck.
+const RISEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A broker of a test's own: up in milliseconds, reached by a URL, gone when it is dropped.
 ///
@@ -66,8 +70,9 @@ const SEGMENT_FIRST_BYTES: u64 = 64 << 10;
 /// ```
 ///
 /// It is the broker that `tidelog serve` runs, with QUIC and TLS, on a thread of its own. Its log is on a simulated disk
-/// in memory, or [in a folder](Start::on_disk). When the test panics, what has befallen the broker is printed, with the
-/// seed, if its faults came from one.
+/// in memory, or [in a folder](Start::on_disk). Its time is the machine's: in a test with a paused clock (`start_paused`)
+/// use one [in process](Start::in_process), since QUIC's timers are over at once there. When the test panics, what has
+/// befallen the broker is printed, with the seed, if its faults came from one.
 #[derive(Debug)]
 pub struct TestBroker {
     reach: Reach,
@@ -413,10 +418,12 @@ impl TestBroker {
     /// [restart](Self::restart) is.
     ///
     /// # Panics
-    /// If it does not start again.
+    /// If it does not start again, or has not risen so often within 30 s.
     pub async fn risen(&self, times: u64) {
-        if let At::Over(Some(failure)) = self.wait_for(|phase| phase.lives > times).await {
-            panic!("the test's broker does not start again: {failure}");
+        match tokio::time::timeout(RISEN_TIMEOUT, self.wait_for(|phase| phase.lives > times)).await {
+            Ok(At::Over(Some(failure))) => panic!("the test's broker does not start again: {failure}"),
+            Ok(_) => {}
+            Err(_) => panic!("the test's broker has risen {} of {times} times within {RISEN_TIMEOUT:?}", self.rises()),
         }
     }
 
