@@ -60,6 +60,11 @@ const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 /// How long [`Connection::closed`] waits for the farewell to leave after a local close.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// Time for what had arrived before the system said that nobody is there any more.
+const LAST_WORDS: Duration = Duration::from_millis(5);
+/// Turns of the runtime for the same, should it have had none within that time.
+const LAST_TURNS: usize = 4;
+
 /// Connects to one broker over QUIC.
 pub struct QuicConnector {
     host: String,
@@ -203,8 +208,18 @@ async fn watch_refusal(connection: quinn::Connection, socket: Arc<ConnectedSocke
     tokio::select! {
         _ = connection.closed() => {}
         () = socket.refused() => {
-            refused.store(true, Ordering::Release);
-            connection.close(VarInt::from_u32(CloseCode::Done as u32), b"");
+            // The system tells this before it gives out what had arrived until then: the last answers, and a farewell that
+            // says why.
+            if timeout(LAST_WORDS, connection.closed()).await.is_ok() {
+                return;
+            }
+            for _ in 0..LAST_TURNS {
+                tokio::task::yield_now().await;
+            }
+            if connection.close_reason().is_none() {
+                refused.store(true, Ordering::Release);
+                connection.close(VarInt::from_u32(CloseCode::Done as u32), b"");
+            }
         }
     }
 }

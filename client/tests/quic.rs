@@ -267,3 +267,33 @@ async fn a_close_ends_as_soon_as_the_farewell_has_left() {
     // The wait would give up by itself after 50 ms, each time.
     assert!(shortest < Duration::from_millis(40), "{shortest:?}");
 }
+
+#[tokio::test]
+async fn a_farewell_that_has_arrived_is_heard_before_the_port_is_found_closed() {
+    let identity = Identity::new();
+    let (started, address) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let pin = identity.pin();
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = Server::of(&identity);
+            started.send(server.address).unwrap();
+            let _ = stopped.await;
+            server.endpoint.close(quinn::VarInt::from_u32(CloseCode::Stopping as u32), b"stopping");
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+    let connection = connect_pinned(address.await.unwrap(), pin).await.unwrap();
+    let mut duplex = connection.open().await.unwrap();
+    write_all(duplex.send.as_mut(), &mut [Bytes::from_static(b"x")]).await.unwrap();
+    assert_eq!(read(duplex.receive.as_mut(), 10).await.unwrap().as_deref(), Some(&b"x"[..]));
+    stop.send(()).unwrap();
+    // Nothing is received meanwhile, and then something is sent to where nobody is any more.
+    process.join().unwrap();
+    let _ = write_all(duplex.send.as_mut(), &mut [Bytes::from_static(b"y")]).await;
+    let error = timeout(Duration::from_secs(2), connection.closed()).await.unwrap();
+    assert_eq!(error, TransportError::Closed { code: CloseCode::Stopping as u32, reason: "stopping".into() });
+}
