@@ -13,6 +13,8 @@ use tidelog_storage::CheckpointFate;
 
 /// Bytes of a watermark entry, which is the last of a log that was closed in order.
 const WATERMARK_BYTES: u64 = 208;
+/// So many starts take far longer than a checkpoint.
+const TRIES_MAX: usize = 100;
 
 async fn connect(broker: &Broker) -> Client {
     let config = ClientConfig::find(&broker.address().parse().unwrap(), None).unwrap();
@@ -64,16 +66,18 @@ fn used_end(broker: &Broker) -> Option<u64> {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+/// Fails if a file is renamed or removed meanwhile.
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
+        match entry.file_type()?.is_dir() {
+            true => copy_folder(&entry.path(), &target)?,
+            false => drop(fs::copy(entry.path(), target)?),
         }
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -86,8 +90,11 @@ async fn a_start_after_a_million_records_reads_the_tail_and_not_the_log() {
     assert_eq!(publish(&client, "orders", MILLION).await, MILLION);
     client.close().await;
     // As SIGKILL would leave it.
-    let killed = folder.path().join("killed");
-    copy_folder(&data, &killed);
+    let killed = (0..TRIES_MAX).find_map(|attempt| {
+        let killed = folder.path().join(format!("killed-{attempt}"));
+        copy_folder(&data, &killed).ok().map(|()| killed)
+    });
+    let killed = killed.expect("a copy of the folder");
     broker.shutdown();
 
     // Every start but one without a checkpoint reads a part, and all know the same.
@@ -160,12 +167,15 @@ async fn starts_go_on_from_checkpoints_in_small_segments_and_duplicates_stay_dup
         assert_eq!(publish(&client, "orders", 9_000).await, total, "life {life}");
         expect_all(&client, "orders", total).await;
         client.close().await;
-        // A crash in the middle of the life.
-        let killed = folder.path().join(format!("killed-{life}"));
-        copy_folder(&data, &killed);
-        let crashed = Broker::start(BrokerConfig { medium: tidelog::MediumChoice::Disk(killed), ..config.clone() });
-        let crashed = crashed.unwrap();
-        assert!(used_end(&crashed).is_some(), "life {life}: {:?}", crashed.recovery_report().checkpoint);
+        // A crash in the middle of the life, once its first checkpoint is durable: that has a thread of its own.
+        let crashed = (0..TRIES_MAX).find_map(|attempt| {
+            let killed = folder.path().join(format!("killed-{life}-{attempt}"));
+            copy_folder(&data, &killed).ok()?;
+            let medium = tidelog::MediumChoice::Disk(killed);
+            let crashed = Broker::start(BrokerConfig { medium, ..config.clone() }).unwrap();
+            used_end(&crashed).is_some().then_some(crashed)
+        });
+        let crashed = crashed.unwrap_or_else(|| panic!("life {life}: no checkpoint became durable"));
         let client = connect(&crashed).await;
         expect_all(&client, "orders", total).await;
         assert_eq!(publish(&client, "orders", 10).await, total + 10, "life {life}");
