@@ -104,6 +104,26 @@ async fn a_poisoned_broker_and_one_with_a_full_disk_can_be_checked() {
     }
 }
 
+#[tokio::test]
+async fn a_log_that_is_gone_is_a_loss() {
+    let broker = TestBroker::start().on_disk().await;
+    rows(&broker, 1, 3).await;
+    broker.crash().await;
+    for entry in std::fs::read_dir(broker.folder().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        // The key stays, so that clients find it.
+        if path.extension().is_none_or(|extension| extension != "pem") {
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        }
+    }
+    broker.start_again().await;
+    // Panics elsewhere, so that this test succeeds and leaves no folder.
+    let broker = Arc::new(broker);
+    let checking = Arc::clone(&broker);
+    let text = panic_of(async move { checking.no_acknowledged_loss().await }).await;
+    assert!(text.starts_with("acknowledged records are lost:\n  the stream with id "), "{text}");
+}
+
 // Lives.
 
 #[tokio::test]
