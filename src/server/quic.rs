@@ -162,9 +162,7 @@ impl Listener {
         reset_key: ring::hmac::Key,
         config: &CheckedConfig,
     ) -> Result<Listener, ListenError> {
-        let failed = |source| ListenError::Socket { address: config.listen, source };
-        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::start_on(socket, tls, reset_key, config)
+        Self::start_on(socket, |socket| socket, tls, reset_key, config)
     }
 
     /// As [`Self::start`], over bad weather.
@@ -176,18 +174,19 @@ impl Listener {
         reset_key: ring::hmac::Key,
         config: &CheckedConfig,
     ) -> Result<Listener, ListenError> {
-        let failed = |source| ListenError::Socket { address: config.listen, source };
-        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::start_on(weather::over(socket, weather), tls, reset_key, config)
+        Self::start_on(socket, |socket| weather::over(socket, weather), tls, reset_key, config)
     }
 
+    /// `cover` puts something over the socket, or leaves it as it is.
     fn start_on(
-        socket: Arc<dyn AsyncUdpSocket>,
+        socket: UdpSocket,
+        cover: impl FnOnce(Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket>,
         tls: rustls::ServerConfig,
         reset_key: ring::hmac::Key,
         config: &CheckedConfig,
     ) -> Result<Listener, ListenError> {
         let failed = |source| ListenError::Socket { address: config.listen, source };
+        let socket = cover(TokioRuntime.wrap_udp_socket(socket).map_err(failed)?);
         let local_addr = socket.local_addr().map_err(failed)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(|error| ListenError::Tls(error.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
