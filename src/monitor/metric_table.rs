@@ -26,12 +26,12 @@ pub(super) struct MetricSpec {
 pub(super) const METRICS: &[MetricSpec] = &[
     MetricSpec {
         name: "tidelog_records_published_total",
-        help: "Records stored durably.",
+        help: "Records given their place in a stream; durable, and answered, one sync later.",
         source: Source::Count(|counters| counters.records_published.get()),
     },
     MetricSpec {
         name: "tidelog_bytes_published_total",
-        help: "Bytes of the records stored durably, as they stand in their batches.",
+        help: "Bytes of the records given their place in a stream, as they stand in their batches.",
         source: Source::Count(|counters| counters.bytes_published.get()),
     },
     MetricSpec {
