@@ -39,6 +39,7 @@ async fn a_run(seed: u64) -> (Vec<String>, Vec<(String, i64)>, Duration, u64) {
             let publisher = publisher(&client).await;
             for number in 0..10 {
                 publisher.publish(Record::new(format!("order {number}"))).await.unwrap();
+                // On the paused clock, so that records bear different times.
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
             broker.faults().calm();
