@@ -24,7 +24,7 @@ fn full(seed: u64) -> Driver {
     driver
 }
 
-/// What the driver in `engine.rs` does when a spare can't be prepared.
+/// What the driver in `engine/driver.rs` does when a spare can't be prepared.
 fn take_reserve(driver: &mut Driver) -> bool {
     let life = driver.life();
     let JobOutcome::Reserve(reserve) = life.log.housekeeping.run(&Job::TakeReserve).unwrap() else { panic!() };

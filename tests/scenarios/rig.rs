@@ -300,7 +300,7 @@ impl Rig {
 
     // The log thread.
 
-    /// Gives the next group to the writer, unless it has one, as the driver in `engine.rs` does.
+    /// Gives the next group to the writer, unless it has one, as the driver in `engine/driver.rs` does.
     pub(crate) fn hand_over(&mut self) -> bool {
         let serves_unsynced = self.has(Sabotage::ServeUnsynced);
         let life = self.life();
