@@ -11,13 +11,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ReadError, RecvStream,
-    SendStream, TokioRuntime, TransportConfig, TransportErrorCode, VarInt, WriteError,
+    AckFrequencyConfig, AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig, TransportErrorCode, VarInt, WriteError,
 };
 use tidelog_protocol::{
-    BoxFuture, CloseCode, Connection, Connector, Duplex, ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
+    ACKNOWLEDGEMENT_DELAY_MS_MAX, BoxFuture, CloseCode, Connection, Connector, Duplex, INITIAL_CONGESTION_WINDOW_BYTES,
+    ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
 };
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -154,6 +156,10 @@ fn endpoint_config() -> EndpointConfig {
 fn transport_config() -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(UDP_PAYLOAD_BYTES_MAX);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
+    let mut acknowledgements = AckFrequencyConfig::default();
+    acknowledgements.max_ack_delay(Some(Duration::from_millis(ACKNOWLEDGEMENT_DELAY_MS_MAX)));
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
@@ -166,7 +172,9 @@ fn transport_config() -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .mtu_discovery_config(Some(discovery));
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion))
+        .ack_frequency_config(Some(acknowledgements));
     transport
 }
 
@@ -385,3 +393,6 @@ impl ReceiveHalf for QuicReceive {
 fn code_of(code: VarInt) -> u32 {
     u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -323,6 +323,8 @@ fn the_documented_limits_are_those_of_the_code() {
         ("items of a listing's page", u64::from(LIST_ITEMS_MAX)),
         ("a name", NAME_BYTES_MAX as u64),
         ("a UDP payload", u64::from(tidelog_protocol::UDP_PAYLOAD_BYTES_MAX)),
+        ("a connection's first congestion window", tidelog_protocol::INITIAL_CONGESTION_WINDOW_BYTES),
+        ("the delay of an acknowledgement that is asked for", tidelog_protocol::ACKNOWLEDGEMENT_DELAY_MS_MAX),
     ];
     assert_eq!(documented, limits.map(|(name, limit)| (name.to_owned(), limit)));
     let alpn = std::str::from_utf8(ALPN).expect("the ALPN is text");

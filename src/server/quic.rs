@@ -12,14 +12,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
-    AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime as _,
-    TokioRuntime, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    Runtime as _, TokioRuntime, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use tidelog_protocol::{
-    ALPN, BoxFuture, CloseCode, Connection, Duplex, ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
+    ACKNOWLEDGEMENT_DELAY_MS_MAX, ALPN, BoxFuture, CloseCode, Connection, Duplex, INITIAL_CONGESTION_WINDOW_BYTES,
+    ReceiveHalf, SendHalf, TransportError, UDP_PAYLOAD_BYTES_MAX,
 };
 
 #[cfg(feature = "testkit")]
@@ -279,6 +281,10 @@ fn endpoint_config(reset_key: ring::hmac::Key) -> EndpointConfig {
 fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(UDP_PAYLOAD_BYTES_MAX);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
+    let mut acknowledgements = AckFrequencyConfig::default();
+    acknowledgements.max_ack_delay(Some(Duration::from_millis(ACKNOWLEDGEMENT_DELAY_MS_MAX)));
     let mut transport = quinn::TransportConfig::default();
     let idle = u32::try_from(config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
     transport
@@ -289,7 +295,9 @@ fn transport(config: &CheckedConfig) -> quinn::TransportConfig {
         .send_window(u64::from(WINDOW_BYTES))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle))))
         .datagram_receive_buffer_size(None)
-        .mtu_discovery_config(Some(discovery));
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(congestion))
+        .ack_frequency_config(Some(acknowledgements));
     transport
 }
 

@@ -117,6 +117,24 @@ async fn a_client_of_another_protocol_or_of_none_is_refused() {
 }
 
 #[tokio::test]
+async fn a_first_burst_of_several_large_datagrams_waits_for_no_acknowledgement() {
+    let identity = Identity::load_or_make(None).unwrap();
+    let listener = listener(&identity, |_| {});
+    let (client, broker) = connect(&listener, &[ALPN], &identity).await;
+    let (client, broker) = (client.unwrap(), broker.unwrap());
+    assert!(broker.connection.stats().path.cwnd >= INITIAL_CONGESTION_WINDOW_BYTES);
+    assert!(client.stats().path.cwnd < INITIAL_CONGESTION_WINDOW_BYTES, "quinn's own default is smaller");
+
+    // And the client is asked to delay acknowledgements no longer than we can wait.
+    let (mut send, mut receive) = client.open_bi().await.unwrap();
+    send.write_all(b"anything").await.unwrap();
+    let mut duplex = broker.accept().await.unwrap();
+    write_all(&mut *duplex.send, &mut [Bytes::from_static(b"an answer")]).await.unwrap();
+    receive.read_chunk(1_024, true).await.unwrap();
+    assert!(client.stats().frame_rx.ack_frequency > 0, "{:?}", client.stats().frame_rx);
+}
+
+#[tokio::test]
 async fn a_stranger_has_one_quic_stream_until_it_is_admitted() {
     let identity = Identity::load_or_make(None).unwrap();
     let listener = listener(&identity, |_| {});
