@@ -2,6 +2,7 @@
 //! call it by function call; the driver ([`driver`]) hands groups to the log thread and takes in what the threads report.
 
 mod driver;
+mod gathering;
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use tidelog_storage::ReplayTime;
 use tokio::sync::Notify;
 
 pub(crate) use self::driver::Driver;
+pub(crate) use self::gathering::AnsweredIn;
+use self::gathering::Gathering;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::live::Hub;
@@ -41,6 +44,7 @@ pub(crate) struct Engine {
     /// Something was appended.
     appended: Notify,
     appends: Cell<u64>,
+    gathering: Gathering,
     /// There may be room again: in the write buffer, or in a new segment.
     room: Notify,
     write_buffer_bytes: u64,
@@ -80,6 +84,7 @@ impl Engine {
             clock: start.clock,
             appended: Notify::new(),
             appends: Cell::new(0),
+            gathering: Gathering::default(),
             room: Notify::new(),
             write_buffer_bytes: start.write_buffer_bytes as u64,
             is_stopping: Cell::new(false),
@@ -147,6 +152,16 @@ impl Engine {
     pub(crate) fn touched(&self) {
         self.appends.set(self.appends.get() + 1);
         self.appended.notify_one();
+    }
+
+    /// What a session that writes its answers at this moment was answered with.
+    pub(crate) fn answered_in(&self) -> AnsweredIn {
+        self.gathering.present()
+    }
+
+    /// A session that waits for each answer has published again: its last one was `answered`.
+    pub(crate) fn came_back(&self, answered: AnsweredIn) {
+        self.gathering.came(answered);
     }
 
     /// Waits until there may be room.

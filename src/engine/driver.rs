@@ -145,20 +145,28 @@ impl Driver {
 
     /// Closes the open group when everything that has arrived has been read: closing at the first append would sync a
     /// group of one and make the rest wait for it. A session reads all that it has before it lets go of the thread, so
-    /// one alone has no rest.
+    /// one alone has no rest. Producers that are expected back are waited for ([`Gathering`](super::Gathering)).
     async fn hand_over(&mut self, engine: &Engine) {
         if self.in_commit.is_some() || !engine.sequencer.borrow().log().has_group() {
             return;
         }
+        let mut held_since = None;
         while engine.hub.borrow().sessions() > 1 && engine.sequencer.borrow().log().buffered_bytes() < GROUP_BYTES {
             let before = engine.appends.get();
             tokio::task::yield_now().await;
-            if engine.appends.get() == before {
+            if engine.appends.get() != before {
+                continue;
+            }
+            let Some(hold) = engine.gathering.hold().filter(|_| self.has_cores) else { break };
+            if held_since.get_or_insert_with(Instant::now).elapsed() >= hold {
                 break;
             }
+            // Whoever else wants this core gets it.
+            std::thread::yield_now();
         }
         let Some(group) = engine.sequencer.borrow_mut().take_group() else { return };
         self.next.end();
+        engine.gathering.close();
         let (bytes, bytes_in_group) = (group.share(), group.len());
         engine.counters.write_buffer_bytes.set(engine.sequencer.borrow().undurable_bytes());
         if self.sabotages.has(Sabotage::ServeUnsynced) {
@@ -202,6 +210,7 @@ impl Driver {
                 self.next.begin();
                 engine.counters.syncs.add(1);
                 engine.counters.log_sync_seconds.observe_duration(sync);
+                engine.gathering.answer(sync);
                 let now = engine.now().monotonic;
                 let waiting = engine.with_sequencer(|sequencer, hub| {
                     sequencer.handle_committed(end, &bytes, now, hub);

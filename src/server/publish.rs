@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::budget::Share;
 use crate::counters::Held;
-use crate::engine::Engine;
+use crate::engine::{AnsweredIn, Engine};
 use crate::outbox::Outbox;
 use crate::sequencer::{Ordered, SessionKey, Step, error_of};
 use crate::server::allowance::Allowance;
@@ -101,6 +101,7 @@ struct Session<'a> {
     grant: Grant,
     key: SessionKey,
     received: Cell<u64>,
+    answered_in: Cell<AnsweredIn>,
     _counted: Held,
 }
 
@@ -119,7 +120,8 @@ impl<'a> Session<'a> {
         }
         drop(hub);
         let counted = engine.counters.hold(|counters| &counters.sessions);
-        Self { engine, allowance, outbox, grant, key, received: Cell::new(0), _counted: counted }
+        let (received, answered_in) = (Cell::new(0), Cell::new(engine.answered_in()));
+        Self { engine, allowance, outbox, grant, key, received, answered_in, _counted: counted }
     }
 
     async fn read_batches(&self, reader: &mut FrameReader) -> Result<(), SessionEnd> {
@@ -131,6 +133,7 @@ impl<'a> Session<'a> {
                 let message = format!("a frame {:?} has no place in a publishing session", frame.kind);
                 return Err(SessionEnd::failure(ErrorCode::Malformed, message));
             }
+            let waits_for_each = self.unanswered() == 0;
             self.received.set(self.received.get() + 1);
             let mut now = match received {
                 Some((reads, now)) if reads == reader.reads() => now,
@@ -138,6 +141,9 @@ impl<'a> Session<'a> {
             };
             let step = self.engine.publish(self.key, &self.grant, &frame.body, &mut now).await;
             received = Some((reader.reads(), now));
+            if waits_for_each && step == Step::Decided(Ordered::Taken) {
+                self.engine.came_back(self.answered_in.get());
+            }
             self.outbox.ordered(self.received.get(), step == Step::Decided(Ordered::Refused));
             while self.unanswered() >= self.unanswered_max(&mut share) {
                 self.outbox.answered.notified().await;
@@ -170,6 +176,7 @@ impl<'a> Session<'a> {
         loop {
             let ends = self.outbox.take(&mut out);
             if !out.is_empty() {
+                self.answered_in.set(self.engine.answered_in());
                 let written = write_all(send, &mut [out.split().freeze()]).await;
                 if let Err(error) = written {
                     self.outbox.end();
