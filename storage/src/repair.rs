@@ -297,7 +297,9 @@ impl<'l> FactAppender<'l> {
         let Some(len) = self.log.appender.spare_wanted() else {
             return Err(failed(io::Error::other("no segment fits")));
         };
-        if let JobOutcome::Spare(spare) = self.log.housekeeping.run(&Job::PrepareSpare { len }).map_err(failed)? {
+        if let JobOutcome::Spare(spare) =
+            self.log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true }).map_err(failed)?
+        {
             self.log.appender.put_spare(spare);
         }
         Ok(())

@@ -100,7 +100,7 @@ impl Writer {
         };
         let chunks: Vec<&[u8]> = group.chunks.iter().map(|chunk| chunk.bytes.as_ref()).collect();
         let position = group.chunks.first().map_or(group.end, |chunk| chunk.position);
-        let written = self.file.write_all_at(&chunks, file_offset(self.base, position));
+        let written = self.file.append_at(&chunks, file_offset(self.base, position));
         self.or_poison("write a group", written)?;
         self.end = group.end;
         Ok(sealed)
@@ -136,7 +136,7 @@ impl Writer {
             self.end = group.end + group.watermark.len() as u64;
             return Ok(());
         }
-        let written = self.file.write_all_at(&[&group.watermark], file_offset(self.base, group.end));
+        let written = self.file.append_at(&[&group.watermark], file_offset(self.base, group.end));
         self.or_poison("write a watermark", written)?;
         self.end = group.end + group.watermark.len() as u64;
         self.is_dirty = true;
@@ -160,7 +160,7 @@ impl Writer {
 
     fn write_late_watermark(&mut self) -> Result<(), Poisoned> {
         if let Some((watermark, position)) = self.late_watermark.take() {
-            let written = self.file.write_all_at(&[&watermark], file_offset(self.base, position));
+            let written = self.file.append_at(&[&watermark], file_offset(self.base, position));
             self.or_poison("write a watermark", written)?;
             self.is_dirty = true;
         }
@@ -222,7 +222,7 @@ pub(crate) fn write_header(
 ) -> io::Result<()> {
     let bytes = header.encode();
     const _: () = assert!(2 * SEGMENT_HEADER_LEN == crate::segment::ENTRIES_AT as usize);
-    file.write_all_at(&[&bytes, &bytes], 0)?;
+    file.append_at(&[&bytes, &bytes], 0)?;
     file.sync_data()?;
     medium.rename(name, &segment_name(header.number))?;
     if sabotages.has(Sabotage::NoDirectorySync) {

@@ -99,7 +99,9 @@ fn what_was_committed_is_read_back_across_segments_and_restarts() {
             let offset = written.iter().filter(|(of, _)| *of == subject).count() as u64;
             let payload = payload(1_000, offset as u8);
             if let Some(len) = log.appender.spare_wanted() {
-                let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len }).unwrap() else {
+                let JobOutcome::Spare(spare) =
+                    log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true }).unwrap()
+                else {
                     panic!("no spare")
                 };
                 log.appender.put_spare(spare);

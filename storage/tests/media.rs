@@ -89,6 +89,51 @@ fn a_write_of_nothing_leaves_the_file_as_it_is() {
 }
 
 #[test]
+fn an_append_among_zeros_changes_neither_what_is_around_it_nor_the_length() {
+    on_every_medium(|medium, other| {
+        let file = medium.create("a").unwrap();
+        file.write_all_at(&[&[0; 3 * 4_096]], 0).unwrap();
+        let mut model = vec![0; 3 * 4_096];
+        // Within a page, up to its end, over two, and up to the end of the file.
+        for (offset, len) in [(0, 10), (10, 4_086), (4_096, 4_097), (8_193, 1), (8_194, 4_094)] {
+            let bytes: Vec<u8> = (0..len).map(|index| (index % 251) as u8 + 1).collect();
+            let (one, two) = bytes.split_at(len / 2);
+            file.append_at(&[one, b"", two], offset as u64).unwrap();
+            model[offset..offset + len].copy_from_slice(&bytes);
+            assert_eq!(read_all(file.as_ref()), model, "{len} bytes at {offset}");
+        }
+        file.sync_data().unwrap();
+        file.release(0, 2 * 4_096);
+        assert_eq!(content(other, "a"), model);
+    });
+}
+
+/// Bytes that this thread has made the system read from a disk.
+fn bytes_read_from_disk() -> u64 {
+    let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")).unwrap();
+    line.parse().unwrap()
+}
+
+#[test]
+fn an_append_among_zeros_that_were_released_reads_nothing_from_the_disk() {
+    // Beside the build, where a disk is; in memory there is nothing to see.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let medium = DiskMedium::open(folder.path()).unwrap();
+    let file = medium.create("a").unwrap();
+    file.write_all_at(&[&[0; 64 << 10]], 0).unwrap();
+    file.sync_data().unwrap();
+    file.release(0, 64 << 10);
+    let before = bytes_read_from_disk();
+    // Each ends in a page that nothing of is in memory, and begins in one that the last has left there.
+    for number in 0..20 {
+        file.append_at(&[&[1; 3_000]], number * 3_000).unwrap();
+        file.sync_data().unwrap();
+    }
+    assert_eq!(bytes_read_from_disk() - before, 0);
+}
+
+#[test]
 fn reads_are_short_only_at_the_end() {
     on_every_medium(|medium, _| {
         let file = medium.create("a").unwrap();

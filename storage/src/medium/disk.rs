@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, IoSlice, Write};
+use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstatvfs, fsync, openat,
-    renameat_with, statat, unlinkat,
+    Advice, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fadvise, flock, fstatvfs, fsync,
+    openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, pwritev, retry_on_intr};
 
@@ -18,6 +19,10 @@ use super::{FileStat, LOCK_FILE_NAME, LockError, Medium, MediumFile, check_name}
 
 /// Chunks that one `pwritev` takes: `IOV_MAX` of Linux.
 const CHUNKS_PER_WRITE_MAX: usize = 1_024;
+
+/// What the page cache reads and writes at least.
+const PAGE_BYTES: u64 = 4_096;
+static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
 /// Decimal digits of a process id, with some room; nothing longer is read from a lock file.
 const PID_TEXT_LEN_BYTES_MAX: usize = 20;
@@ -286,6 +291,20 @@ impl MediumFile for DiskFile {
             }
         }
         Ok(())
+    }
+
+    fn append_at(&self, chunks: &[&[u8]], offset: u64) -> io::Result<()> {
+        let end = chunks.iter().fold(offset, |end, chunk| end + chunk.len() as u64);
+        let rest = (end.next_multiple_of(PAGE_BYTES) - end) as usize;
+        let mut padded = Vec::with_capacity(chunks.len() + 1);
+        padded.extend_from_slice(chunks);
+        padded.extend(ZEROS.get(..rest));
+        self.write_all_at(&padded, offset)
+    }
+
+    fn release(&self, offset: u64, len: u64) {
+        // Only memory is at stake, and a file system that keeps it anyway does no harm.
+        let _ = fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed);
     }
 
     fn sync_data(&self) -> io::Result<()> {

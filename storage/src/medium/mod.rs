@@ -187,6 +187,16 @@ pub trait MediumFile: Send + Sync + fmt::Debug {
     /// takes no more without saying why, [`io::ErrorKind::StorageFull`] on a full disk.
     fn write_all_at(&self, chunks: &[&[u8]], offset: u64) -> io::Result<()>;
 
+    /// As [`MediumFile::write_all_at`], for bytes that only zeros stand behind. A medium that is kept in pages may write
+    /// zeros up to the end of the last page again: of a page that is written whole nothing has to be read first.
+    ///
+    /// # Errors
+    ///
+    /// As [`MediumFile::write_all_at`].
+    fn append_at(&self, chunks: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.write_all_at(chunks, offset)
+    }
+
     /// Makes the bytes written so far, and the length that is needed to read them, durable.
     ///
     /// # Errors
@@ -194,6 +204,11 @@ pub trait MediumFile: Send + Sync + fmt::Debug {
     /// What of them is durable is unknown, and a later ok proves nothing about these bytes unless
     /// they were written again in between.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// A hint that bytes which were synced will not be read: memory that holds a copy of them is free for others.
+    fn release(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 
     /// Length in bytes.
     ///

@@ -138,7 +138,7 @@ impl Running {
         let appended = match self.log.appender.append(&[entry], time) {
             Err(AppendError::NoSegmentReady) => {
                 let len = self.log.appender.spare_wanted().unwrap();
-                run(&mut self.log, &Job::PrepareSpare { len });
+                run(&mut self.log, &Job::PrepareSpare { len, stays_in_memory: true });
                 self.log.appender.append(&[entry], time).unwrap()
             }
             other => other.unwrap(),

@@ -321,7 +321,8 @@ impl Driver {
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
         let life = self.life();
         if let Some(len) = life.log.appender.spare_wanted()
-            && let JobOutcome::Spare(spare) = life.log.housekeeping.run(&Job::PrepareSpare { len })?
+            && let JobOutcome::Spare(spare) =
+                life.log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true })?
         {
             life.log.appender.put_spare(spare);
         }
