@@ -1,5 +1,6 @@
 //! Runs something under callgrind and reads what it counted.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,8 +42,47 @@ pub(crate) fn count_piece(name: &str, folder: &Path) -> Result<f64, String> {
 
 /// All instructions that callgrind has counted.
 pub(crate) fn total(out: &Path) -> Result<u64, String> {
+    total_without(out, None)
+}
+
+/// The same, but for those of functions whose name has this in it.
+pub(crate) fn total_without(out: &Path, left_out: Option<&str>) -> Result<u64, String> {
     let text = std::fs::read_to_string(out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let (own, left_out) = own_instructions(&text, left_out);
     let totals = text.lines().filter_map(|line| line.strip_prefix("totals: "));
-    let numbers: Option<u64> = totals.map(|total| total.trim().parse::<u64>().ok()).sum();
-    numbers.ok_or(format!("{}: not what callgrind writes", out.display()))
+    let total: Option<u64> = totals.map(|total| total.trim().parse::<u64>().ok()).sum();
+    match total {
+        Some(total) if total == own => Ok(total - left_out),
+        _ => Err(format!("{}: not what callgrind writes", out.display())),
+    }
+}
+
+/// What the functions of a profile took themselves, in all, and those whose name has `left_out` in it.
+fn own_instructions(profile: &str, left_out: Option<&str>) -> (u64, u64) {
+    let is_left_out = |name: &str| left_out.is_some_and(|part| name.contains(part));
+    // A name is written out where its number comes first, also as that of a function called.
+    let mut numbers_left_out = HashSet::new();
+    let (mut is_counted, mut is_of_a_call) = (true, false);
+    let (mut all, mut out) = (0, 0);
+    for line in profile.lines() {
+        if let Some((key @ ("fn" | "cfn"), function)) = line.split_once('=') {
+            let (number, name) = function.split_once(' ').unwrap_or((function, ""));
+            if is_left_out(name) {
+                numbers_left_out.insert(number);
+            }
+            if key == "fn" {
+                is_counted = !numbers_left_out.contains(number);
+            }
+        } else if line.starts_with("calls=") {
+            is_of_a_call = true;
+        } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
+            let cost = line.split(' ').nth(1).and_then(|cost| cost.parse::<u64>().ok()).unwrap_or(0);
+            // Behind a call stands what the function called has taken, which is counted there.
+            if !std::mem::take(&mut is_of_a_call) {
+                all += cost;
+                out += if is_counted { 0 } else { cost };
+            }
+        }
+    }
+    (all, out)
 }
