@@ -68,6 +68,7 @@ const PIECES: &[Piece] = &[
     Piece { name: "sequencer, batches of 600 x 100 B", per: "record", work: || sequence(SMALL_RECORDS, 256) },
     Piece { name: "broker and producer, one at a time", per: "record", work: || publish(1_000, true) },
     Piece { name: "broker and producer, pipelined", per: "record", work: || publish(100_000, false) },
+    Piece { name: "broker and producer, 1000 streams at random", per: "record", work: publish_at_random },
     Piece { name: "broker, producer and follower", per: "record", work: follow },
     Piece { name: "broker and reader from the log", per: "record", work: read_back },
 ];
@@ -158,6 +159,17 @@ fn publish(records: u64, one_at_a_time: bool) -> u64 {
     work();
     measured(&mut || work());
     records
+}
+
+fn publish_at_random() -> u64 {
+    const RECORDS: u64 = 100_000;
+    let value = value();
+    let whole = whole::Whole::start();
+    let publishers = whole.publishers(1_000);
+    let work = || whole.publish_at_random(&publishers, RECORDS, &value);
+    work();
+    measured(&mut || work());
+    RECORDS
 }
 
 fn follow() -> u64 {

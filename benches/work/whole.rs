@@ -77,6 +77,34 @@ impl Whole {
         });
     }
 
+    /// The producer's ends of so many further streams.
+    pub(crate) fn publishers(&self, streams: u32) -> Vec<Publisher> {
+        self.local.block_on(&self.runtime, async {
+            let mut publishers = Vec::new();
+            for number in 0..streams {
+                let name = StreamName::new(format!("bench-{number}")).expect("a good name");
+                let made = self.client.create_stream(&name, StreamSettings::default(), true).await;
+                publishers.push(self.producer.stream(&made.expect("a stream")).await.expect("a publisher"));
+            }
+            publishers
+        })
+    }
+
+    /// Publishes so many records, pipelined, each to any of these streams, and waits until all are durable.
+    pub(crate) fn publish_at_random(&self, publishers: &[Publisher], records: u64, value: &[u8]) {
+        self.local.block_on(&self.runtime, async {
+            let mut random = 1_u64;
+            for _ in 0..records {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let publisher = publishers.get((random % publishers.len() as u64) as usize).expect("one of them");
+                publisher.send_value(value).await.expect("nothing fails");
+            }
+            self.producer.flush().await.expect("nothing fails");
+        });
+    }
+
     async fn send(&self, records: u64, value: &[u8]) {
         for _ in 0..records {
             self.publisher.send_value(value).await.expect("nothing fails");
