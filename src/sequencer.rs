@@ -76,8 +76,10 @@ pub enum Step {
 /// How a batch was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordered {
-    /// Appended, or a duplicate.
-    Taken,
+    /// Appended.
+    Appended,
+    /// Stored before: nothing was appended.
+    Duplicate,
     /// Refused.
     Refused,
 }
@@ -300,14 +302,14 @@ impl Sequencer {
                 }
                 let answer = Answer { outcome: Outcome::Stored, base_offset: Some(base_offset), skip };
                 self.pending.push(appended.end, Waiting::Answer { session, answer, received: now.monotonic });
-                Step::Decided(Ordered::Taken)
+                Step::Decided(Ordered::Appended)
             }
             Verdict::Duplicate { base_offset } => {
                 let cause = base_offset.map_or(DuplicateCause::Replayed, |_| DuplicateCause::Resent);
                 self.counters.duplicate(cause, u64::from(header.count));
                 let answer = Answer { outcome: Outcome::Duplicate, base_offset, skip: 0 };
                 self.settle(session, answer, now, sink);
-                Step::Decided(Ordered::Taken)
+                Step::Decided(Ordered::Duplicate)
             }
             Verdict::Refused(refusal) => self.refuse(session, refusal, now, sink),
         }

@@ -29,7 +29,8 @@ use tidelog_protocol::{
 use tidelog_storage::{EntryKind, Facts, NewEntry, ReadOutcome, Sabotages, entry_len};
 use tokio::sync::oneshot::error::TryRecvError;
 
-const TAKEN: Step = Step::Decided(Ordered::Taken);
+const APPENDED: Step = Step::Decided(Ordered::Appended);
+const DUPLICATE: Step = Step::Decided(Ordered::Duplicate);
 const REFUSED: Step = Step::Decided(Ordered::Refused);
 
 fn sound() -> Sabotages {
@@ -47,8 +48,8 @@ fn every_answer_waits_until_what_it_rests_on_is_durable() {
     let (mut rig, stream, grant) = written(1, sound(), 2).unwrap();
     let two = dense(stream, 2, &["order 2"]);
     // One record that is not durable: everything decided behind it rests on it, whatever it is about.
-    assert_eq!(rig.publish(FIRST, &grant, &dense(stream, 3, &["order 3"])).unwrap(), TAKEN);
-    assert_eq!(rig.publish(FIRST, &grant, &two).unwrap(), TAKEN);
+    assert_eq!(rig.publish(FIRST, &grant, &dense(stream, 3, &["order 3"])).unwrap(), APPENDED);
+    assert_eq!(rig.publish(FIRST, &grant, &two).unwrap(), DUPLICATE);
     assert_eq!(rig.publish(FIRST, &grant, &dense(stream, 9, &["x"])).unwrap(), REFUSED);
     assert_eq!(rig.publish(FIRST, &grant, &Bytes::from_static(b"no batch")).unwrap(), REFUSED);
     let mut replies = vec![
@@ -473,7 +474,7 @@ fn a_batch_waits_for_a_segment_that_is_coming_and_is_refused_if_there_will_be_no
         life.sequencer.publish(FIRST, &grant, &batch(sequence), life.now, &mut life.told)
     };
     let mut next = 1;
-    while publish(&mut rig, next) == TAKEN {
+    while publish(&mut rig, next) == APPENDED {
         next += 1;
     }
     assert_eq!(publish(&mut rig, next), Step::NoRoom, "nothing was done");
@@ -485,7 +486,7 @@ fn a_batch_waits_for_a_segment_that_is_coming_and_is_refused_if_there_will_be_no
     let full = [(FIRST, refused(ErrorCode::DiskFull, 0)), (FIRST, refused(ErrorCode::SequenceGap, next))];
     assert_eq!(answers(&mut rig), full, "what comes behind a refused batch is refused too");
     rig.prepare_spare().unwrap();
-    assert_eq!(publish(&mut rig, next), TAKEN);
+    assert_eq!(publish(&mut rig, next), APPENDED);
     rig.commit().unwrap();
     assert_eq!(answers(&mut rig), [(FIRST, stored(next - 1, 0))]);
     histories::restart(&mut rig, 0).unwrap();

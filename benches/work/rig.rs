@@ -112,7 +112,7 @@ impl Rig {
     /// Judges a batch and appends it.
     pub(crate) fn publish(&mut self, grant: &Grant, batch: &Bytes) {
         let step = self.sequencer.publish(SESSION, grant, batch, NOW, &mut Nobody);
-        assert_eq!(step, Step::Decided(Ordered::Taken), "nothing is in the way");
+        assert_eq!(step, Step::Decided(Ordered::Appended), "nothing is in the way");
     }
 
     /// The open group, closed, and its bytes for live delivery: what the driver hands over.

@@ -65,7 +65,7 @@ pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6_000;
 /// Bytes of the first congestion window of a connection, of both sides: ten datagrams, as RFC 9002, 7.2 has it, without its
 /// bound for datagrams that no path of the internet takes. QUIC libraries begin with some 12,000 bytes, of which one datagram
 /// of this size is half; a sender may then have one of them unacknowledged, and its receiver, which has had only one,
-/// delays the acknowledgement: the rest of a first burst waits 25 ms.
+/// delays the acknowledgement: the rest of a burst waits up to 25 ms.
 pub const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 10 * UDP_PAYLOAD_BYTES_MAX as u64;
 
 /// Milliseconds that each side asks the other to delay an acknowledgement at most; QUIC's default is 25. It is what a

@@ -141,7 +141,7 @@ impl<'a> Session<'a> {
             };
             let step = self.engine.publish(self.key, &self.grant, &frame.body, &mut now).await;
             received = Some((reader.reads(), now));
-            if waits_for_each && step == Step::Decided(Ordered::Taken) {
+            if waits_for_each && step == Step::Decided(Ordered::Appended) {
                 self.engine.came_back(self.answered_in.get());
             }
             self.outbox.ordered(self.received.get(), step == Step::Decided(Ordered::Refused));

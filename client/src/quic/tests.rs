@@ -30,7 +30,7 @@ fn server() -> (Endpoint, Pin) {
 }
 
 #[tokio::test]
-async fn a_first_burst_of_several_large_datagrams_waits_for_no_acknowledgement() {
+async fn a_connection_begins_with_room_for_a_burst_and_asks_for_early_acknowledgements() {
     let (server, pin) = server();
     let address = server.local_addr().unwrap();
     let named: Address = address.to_string().parse().unwrap();

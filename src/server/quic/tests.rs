@@ -117,7 +117,7 @@ async fn a_client_of_another_protocol_or_of_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_first_burst_of_several_large_datagrams_waits_for_no_acknowledgement() {
+async fn a_connection_begins_with_room_for_a_burst_and_asks_for_early_acknowledgements() {
     let identity = Identity::load_or_make(None).unwrap();
     let listener = listener(&identity, |_| {});
     let (client, broker) = connect(&listener, &[ALPN], &identity).await;
