@@ -77,7 +77,8 @@ pub struct BrokerConfig {
     pub segment_first_bytes: u64,
     /// The largest segment. Each one after a start is four times the size of the one before, up to this.
     pub segment_bytes: u64,
-    /// Log after which the state is checkpointed anew, in bytes: about what a start after a crash reads. Only where they are kept.
+    /// Log after which the state is checkpointed anew, in bytes: about what a start after a crash reads. Up to four times as
+    /// much if the log grows by this while a checkpoint is made, or soon after. Only where they are kept.
     pub checkpoint_bytes: u64,
     /// Where checkpoints are kept.
     pub checkpoints: CheckpointChoice,

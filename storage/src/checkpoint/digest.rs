@@ -5,17 +5,16 @@
 const FNV_OFFSET: u64 = 0xCBF2_9CE4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01B3;
 
-/// Two 64-bit hashes of one pair, the second with another beginning.
+/// Two 64-bit hashes of one pair, the second with another beginning. Both at once, since each step of one waits for the
+/// multiplication before it.
 pub(super) fn pair_hash(key: &[u8], value: &[u8]) -> u128 {
-    let low = one_hash(FNV_OFFSET, key, value);
-    let high = one_hash(!FNV_OFFSET, key, value);
-    u128::from(high) << 64 | u128::from(low)
-}
-
-fn one_hash(start: u64, key: &[u8], value: &[u8]) -> u64 {
     let len = (key.len() as u64).to_le_bytes();
-    let bytes = len.iter().chain(key).chain(value);
-    mixed(bytes.fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME)))
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
+    let both = |(low, high), byte: &u8| (step(low, *byte), step(high, *byte));
+    let beginning = (FNV_OFFSET, !FNV_OFFSET);
+    let (low, high) =
+        [len.as_slice(), key, value].into_iter().fold(beginning, |hashes, part| part.iter().fold(hashes, both));
+    u128::from(mixed(high)) << 64 | u128::from(mixed(low))
 }
 
 /// The finalizer of SplitMix64: in a sum every bit of a hash must count.
