@@ -4,7 +4,7 @@
 //! else is done, for each burst of records and for each batch that is acknowledged.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use tidelog_client::{Ack, Producer, Publisher, Receipt};
 use tidelog_protocol::StreamId;
 use tokio::time::Instant;
 
+use super::due::{Moments, Waiting};
 use super::ledger::{Lane, Payload};
 use super::pace::{Pace, Timer};
 use super::report::Latencies;
@@ -60,8 +61,8 @@ pub(super) struct Task {
 struct Course {
     publisher: Publisher,
     sent: u64,
-    /// Of those that have no acknowledgement: how many, and when they were due.
-    due: VecDeque<(u64, Instant)>,
+    /// Those that have no acknowledgement.
+    waiting: Waiting,
     lane: Lane,
 }
 
@@ -72,6 +73,8 @@ pub(super) struct Load {
     producer: Producer,
     courses: Vec<Course>,
     by_stream: HashMap<StreamId, usize>,
+    /// When those that have no acknowledgement were due.
+    moments: Moments,
     payload: Payload,
     timer: Option<Timer>,
     burst: u64,
@@ -112,9 +115,10 @@ impl Load {
             by_stream: by_stream.collect(),
             courses: publishers
                 .into_iter()
-                .map(|publisher| Course { publisher, sent: 0, due: VecDeque::new(), lane: Lane::default() })
+                .map(|publisher| Course { publisher, sent: 0, waiting: Waiting::default(), lane: Lane::default() })
                 .collect(),
             payload: Payload::new(task.size, task.number),
+            moments: Moments::default(),
             timer: task.pace.map(|_| Timer::new()).transpose()?,
             burst: (BURST_BYTES / task.size as u64).max(1),
             places: Vec::new(),
@@ -226,10 +230,7 @@ impl Load {
                 late.add(now.saturating_duration_since(due), 1);
             }
             let Some(course) = self.courses.get_mut(*place) else { continue };
-            match course.due.back_mut() {
-                Some((count, at)) if *at == due => *count += 1,
-                _ => course.due.push_back((1, due)),
-            }
+            self.moments.note(&mut course.waiting, due);
         }
         let taken = self.places.len() as u64;
         self.places.clear();
@@ -283,7 +284,7 @@ impl Load {
         let records = acknowledged - self.acknowledged;
         self.acknowledged = acknowledged;
         match self.courses.first_mut() {
-            Some(course) => course.answered(records, &self.tally),
+            Some(course) => course.answered(records, &mut self.moments, &self.tally),
             None => Ok(()),
         }
     }
@@ -305,7 +306,7 @@ impl Load {
         course.lane.acknowledged(receipt.first, receipt.last, receipt.content_crc).map_err(not_verified)?;
         if self.task.ack != Ack::Accepted {
             self.acknowledged += records;
-            course.answered(records, &self.tally)?;
+            course.answered(records, &mut self.moments, &self.tally)?;
         }
         Ok(())
     }
@@ -320,25 +321,14 @@ impl Load {
 
 impl Course {
     /// Notes how long the next records have taken.
-    fn answered(&mut self, records: u64, tally: &Tally) -> Result<(), CliError> {
-        let now = Instant::now();
+    fn answered(&mut self, records: u64, moments: &mut Moments, tally: &Tally) -> Result<(), CliError> {
         let mut latencies = tally.latencies.borrow_mut();
-        let mut left = records;
-        while left > 0 {
-            let Some((count, at)) = self.due.front_mut() else {
-                return Err(not_verified("more records were acknowledged than sent"));
-            };
-            let these = left.min(*count);
+        let are_known = moments.acknowledge(&mut self.waiting, records, Instant::now(), |time, count| {
             if let Some(latencies) = latencies.as_mut() {
-                latencies.add(now.saturating_duration_since(*at), these);
+                latencies.add(time, count);
             }
-            left -= these;
-            *count -= these;
-            if *count == 0 {
-                self.due.pop_front();
-            }
-        }
-        Ok(())
+        });
+        if are_known { Ok(()) } else { Err(not_verified("more records were acknowledged than sent")) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything runs on one thread, as in the other client commands, so that many producers cost what many producers cost
 //! and not what handing work between threads does.
 
+mod due;
 mod ledger;
 mod load;
 mod machine;
