@@ -84,7 +84,7 @@ impl DiskLog {
     /// What no answer waits for: the next segment's file, footers, the ends of full segments.
     pub(crate) fn keep_house(&mut self) {
         if let Some(len) = self.log.appender.spare_wanted() {
-            self.run(&Job::PrepareSpare { len, stays_in_memory: true });
+            self.run(&Job::PrepareSpare { len, in_haste: false });
         }
         for sealed in std::mem::take(&mut self.sealed) {
             self.run(&Job::TrimSegment { number: sealed.number, file_len: sealed.file_len });

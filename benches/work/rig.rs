@@ -167,7 +167,7 @@ impl Rig {
     /// Makes a file for the next segment, if one is wanted.
     pub(crate) fn supply(&mut self) {
         if let Some(len) = self.sequencer.log().spare_wanted() {
-            self.run(&Job::PrepareSpare { len, stays_in_memory: true });
+            self.run(&Job::PrepareSpare { len, in_haste: false });
         }
     }
 

@@ -175,7 +175,7 @@ impl Story {
     /// Goes on in a new segment, long before this one is full.
     fn roll(&mut self, log: &mut OpenedLog) -> Outcome<()> {
         let len = log.appender.spare_wanted().ok_or("a spare is there")?;
-        let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true })? else {
+        let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, in_haste: false })? else {
             return Err("no spare was made".into());
         };
         log.appender.put_spare(spare);

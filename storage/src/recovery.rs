@@ -391,13 +391,13 @@ fn open_segment(
     let name = format!("{SPARE_PREFIX}{:016x}", entropy.next_u64()?);
     let len = options.segment_first_bytes.max(RESERVE_BYTES).next_multiple_of(BLOCK_BYTES);
     let (spare, is_on_reserve) = match zeroed_file(medium, &name, len) {
-        Ok(file) => (Spare { name, file, len }, false),
+        Ok(file) => (Spare { name, file, len, is_written: true }, false),
         Err(error) if is_full(&error) => match from_reserve(medium)? {
             Some(reserve) => (reserve, true),
             None => {
                 give_back_zeros(medium, untrimmed)?;
                 let (file, len) = zeroed_file_within(medium, &name, RESERVE_BYTES)?;
-                (Spare { name, file, len }, true)
+                (Spare { name, file, len, is_written: true }, true)
             }
         },
         Err(error) => return Err(error),
@@ -411,7 +411,7 @@ fn open_segment(
 fn from_reserve(medium: &dyn Medium) -> io::Result<Option<Spare>> {
     let Some(largest) = usable_reserve(medium)?.into_iter().max_by_key(|file| file.len) else { return Ok(None) };
     let file = medium.open(&largest.name)?;
-    Ok(Some(Spare { name: largest.name, file, len: largest.len }))
+    Ok(Some(Spare { name: largest.name, file, len: largest.len, is_written: true }))
 }
 
 /// Many starts in a row on a full disk, none of which lived to make the reserve whole: what is left are spares, and the

@@ -298,7 +298,7 @@ impl<'l> FactAppender<'l> {
             return Err(failed(io::Error::other("no segment fits")));
         };
         if let JobOutcome::Spare(spare) =
-            self.log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true }).map_err(failed)?
+            self.log.housekeeping.run(&Job::PrepareSpare { len, in_haste: false }).map_err(failed)?
         {
             self.log.appender.put_spare(spare);
         }

@@ -28,6 +28,10 @@ pub struct Poisoned {
     pub source: io::Error,
 }
 
+/// In a file whose room was only taken, a group shorter than this is followed by all of it: one slow sync for so much log,
+/// and not one for each small group. A longer group pays for its own.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
 /// A segment that will not be written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sealed {
@@ -57,6 +61,10 @@ pub struct Writer {
     base: u64,
     /// Position behind all that was written, watermark included.
     end: u64,
+    /// Where the active file ends, and up to where its blocks were written once: there a sync costs no commit of the file
+    /// system's journal. Offsets in the file.
+    file_len: u64,
+    written_to: u64,
     /// A watermark was written and not synced.
     is_dirty: bool,
     poisoned: bool,
@@ -73,7 +81,20 @@ impl Writer {
         end: u64,
         sabotages: Sabotages,
     ) -> Self {
-        Self { medium, file, number, base, end, is_dirty: false, poisoned: false, sabotages, late_watermark: None }
+        Self {
+            medium,
+            file,
+            number,
+            base,
+            end,
+            // A start makes a file whose zeros were written.
+            file_len: u64::MAX,
+            written_to: u64::MAX,
+            is_dirty: false,
+            poisoned: false,
+            sabotages,
+            late_watermark: None,
+        }
     }
 
     /// Writes, syncs and proves a group: the three steps one after the other.
@@ -98,12 +119,26 @@ impl Writer {
             Some(opens) => Some(self.open_segment(opens)?),
             None => None,
         };
-        let chunks: Vec<&[u8]> = group.chunks.iter().map(|chunk| chunk.bytes.as_ref()).collect();
+        let mut chunks: Vec<&[u8]> = group.chunks.iter().map(|chunk| chunk.bytes.as_ref()).collect();
         let position = group.chunks.first().map_or(group.end, |chunk| chunk.position);
+        let zeros = self.zeros_behind(group.len(), file_offset(self.base, group.end));
+        chunks.extend(ZEROS.get(..zeros));
         let written = self.file.append_at(&chunks, file_offset(self.base, position));
         self.or_poison("write a group", written)?;
         self.end = group.end;
         Ok(sealed)
+    }
+
+    /// How many zeros to write behind a group of `len` bytes that ends at `end` in the file, so that the groups behind it are
+    /// synced as fast as in a file that was zeroed ahead.
+    fn zeros_behind(&mut self, len: usize, end: u64) -> usize {
+        if end <= self.written_to {
+            return 0;
+        }
+        let room = usize::try_from(self.file_len.saturating_sub(end)).unwrap_or(usize::MAX);
+        let zeros = if len < ZEROS.len() { room.min(ZEROS.len()) } else { 0 };
+        self.written_to = end + zeros as u64;
+        zeros
     }
 
     /// Step two: fdatasync, by the file descriptor that wrote.
@@ -179,6 +214,8 @@ impl Writer {
         let previous = std::mem::replace(&mut self.file, Arc::clone(&opens.spare.file));
         self.number = header.number;
         self.base = header.base;
+        self.file_len = header.file_len;
+        self.written_to = if opens.spare.is_written { u64::MAX } else { 0 };
         let opened = write_header(self.medium.as_ref(), &opens.spare.file, &opens.spare.name, &header, self.sabotages);
         self.or_poison("open the next segment", opened)?;
         if self.sabotages.has(Sabotage::HeaderBeforeLastSync) {
@@ -231,4 +268,39 @@ pub(crate) fn write_header(
     // The file's name lives in the directory: without this sync a power cut can lose the whole segment although every
     // byte in it was synced.
     medium.sync_directory()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::medium::MemoryMedium;
+
+    fn writer(file_len: u64, written_to: u64) -> Writer {
+        let medium = Arc::new(MemoryMedium::new());
+        let file = medium.create("a").unwrap();
+        Writer { file_len, written_to, ..Writer::new(medium, file, 1, 0, 0, Sabotages::default()) }
+    }
+
+    #[test]
+    fn small_groups_in_room_that_was_only_taken_share_a_slow_sync() {
+        let ahead = ZEROS.len() as u64;
+        let mut writer = writer(1 << 20, 0);
+        assert_eq!(writer.zeros_behind(100, 5_000), ZEROS.len());
+        assert_eq!(writer.zeros_behind(100, 5_200), 0, "zeros were written there");
+        assert_eq!(writer.zeros_behind(ZEROS.len() - 200, 5_000 + ahead), 0);
+        assert_eq!(writer.zeros_behind(1, 5_001 + ahead), ZEROS.len(), "and here they end");
+        // Large ones make their own way, and what they wrote counts.
+        let end = 5_001 + 3 * ahead;
+        assert_eq!(writer.zeros_behind(ZEROS.len(), end), 0);
+        assert_eq!(writer.zeros_behind(1, end), 0);
+        // The file does not grow.
+        assert_eq!(writer.zeros_behind(100, (1 << 20) - 300), 300);
+        assert_eq!(writer.zeros_behind(100, 1 << 20), 0);
+    }
+
+    #[test]
+    fn nothing_is_written_behind_groups_where_zeros_were_written_ahead() {
+        let mut writer = writer(1 << 20, u64::MAX);
+        assert_eq!(writer.zeros_behind(100, 5_000), 0);
+    }
 }

@@ -100,7 +100,7 @@ fn what_was_committed_is_read_back_across_segments_and_restarts() {
             let payload = payload(1_000, offset as u8);
             if let Some(len) = log.appender.spare_wanted() {
                 let JobOutcome::Spare(spare) =
-                    log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true }).unwrap()
+                    log.housekeeping.run(&Job::PrepareSpare { len, in_haste: false }).unwrap()
                 else {
                     panic!("no spare")
                 };

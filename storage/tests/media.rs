@@ -3,7 +3,10 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::num::NonZeroU64;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use rustix::fs::{Advice, fadvise};
 
 use tidelog_storage::medium::{
     DiskMedium, FileStat, LockError, Medium, MemoryMedium, SimulatedMedium, SimulatedRng, read_exact_at,
@@ -75,35 +78,69 @@ fn an_append_among_zeros_changes_neither_what_is_around_it_nor_the_length() {
             assert_eq!(read_all(file.as_ref()), model, "{len} bytes at {offset}");
         }
         file.sync_data().unwrap();
-        file.release(0, 2 * 4_096);
         assert_eq!(content(other, "a"), model);
     });
 }
 
-/// Bytes that this thread has made the system read from a disk.
-fn bytes_read_from_disk() -> u64 {
+#[test]
+fn room_that_is_taken_reads_as_zeros_and_is_written_to_like_any_other() {
+    on_every_medium(|medium, other| {
+        let file = medium.create("a").unwrap();
+        // Every medium here can, where its file system can.
+        if !file.allocate(3 * 4_096).unwrap() {
+            assert!(file.is_empty().unwrap());
+            return;
+        }
+        let mut model = vec![0; 3 * 4_096];
+        assert_eq!(content(other, "a"), model);
+        file.append_at(&[b"bytes"], 4_090).unwrap();
+        file.sync_data().unwrap();
+        model[4_090..4_095].copy_from_slice(b"bytes");
+        assert_eq!(content(other, "a"), model);
+    });
+}
+
+/// What this thread has made the system read from a disk (`read_bytes`) or will make it write (`write_bytes`).
+fn disk_bytes(what: &str) -> u64 {
     let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
-    let line = counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")).unwrap();
+    let line = counts.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": ")).unwrap();
     line.parse().unwrap()
 }
 
 #[test]
-fn an_append_among_zeros_that_were_released_reads_nothing_from_the_disk() {
+fn room_on_a_disk_is_taken_without_writing_it() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let medium = DiskMedium::open(folder.path()).unwrap();
+    let file = medium.create("a").unwrap();
+    let before = disk_bytes("write_bytes");
+    if file.allocate(4 << 20).unwrap() {
+        file.sync_data().unwrap();
+        let written = disk_bytes("write_bytes") - before;
+        assert!(written < 256 << 10, "{written} bytes were written");
+        // And it is there: nobody else can have it.
+        assert!(fs::metadata(folder.path().join("a")).unwrap().blocks() * 512 >= 4 << 20);
+    }
+}
+
+#[test]
+fn an_append_among_zeros_that_are_not_in_memory_reads_nothing_from_the_disk() {
     // Beside the build, where a disk is; in memory there is nothing to see.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let medium = DiskMedium::open(folder.path()).unwrap();
     let file = medium.create("a").unwrap();
     file.write_all_at(&[&[0; 64 << 10]], 0).unwrap();
     file.sync_data().unwrap();
-    file.release(0, 64 << 10);
-    let before = bytes_read_from_disk();
+    // As if others had needed the memory.
+    let other = fs::File::open(folder.path().join("a")).unwrap();
+    fadvise(&other, 0, NonZeroU64::new(64 << 10), Advice::DontNeed).unwrap();
+    let before = disk_bytes("read_bytes");
     // Each ends in a page that nothing of is in memory, and begins in one that the last has left there.
     for number in 0..20 {
         file.append_at(&[&[1; 3_000]], number * 3_000).unwrap();
         file.sync_data().unwrap();
     }
     // Some page of the file system's own may have to be read, but not one for each of the fifteen begun.
-    let read = bytes_read_from_disk() - before;
+    let read = disk_bytes("read_bytes") - before;
     assert!(read <= 3 * 4_096, "{read} bytes were read");
 }
 

@@ -402,8 +402,7 @@ impl Rig {
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
         let life = self.life();
         if let Some(len) = life.sequencer.log().spare_wanted()
-            && let JobOutcome::Spare(spare) =
-                life.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true })?
+            && let JobOutcome::Spare(spare) = life.housekeeping.run(&Job::PrepareSpare { len, in_haste: false })?
         {
             life.sequencer.log_mut().put_spare(spare);
             life.sequencer.set_supply(Supply::Coming);

@@ -3,15 +3,14 @@
 use std::any::Any;
 use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, IoSlice, Write};
-use std::num::NonZeroU64;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fadvise, flock, fstatvfs, fsync,
-    openat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, fallocate, flock, fstatvfs,
+    fsync, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, pwritev, retry_on_intr};
 
@@ -302,9 +301,13 @@ impl MediumFile for DiskFile {
         self.write_all_at(&padded, offset)
     }
 
-    fn release(&self, offset: u64, len: u64) {
-        // Only memory is at stake, and a file system that keeps it anyway does no harm.
-        let _ = fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed);
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        match retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), 0, len)) {
+            Ok(()) => Ok(true),
+            // Not every file system can.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(errno) => Err(self.explain("take room for", errno.into())),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -229,6 +229,11 @@ impl MediumFile for MemoryFile {
         Ok(())
     }
 
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        self.set_len(len)?;
+        Ok(true)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
     }

@@ -205,9 +205,17 @@ pub trait MediumFile: Send + Sync + fmt::Debug {
     /// they were written again in between.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// A hint that bytes which were synced will not be read: memory that holds a copy of them is free for others.
-    fn release(&self, offset: u64, len: u64) {
-        let _ = (offset, len);
+    /// Gives an empty file `len` bytes that read as zeros, and takes their room on the disk, without writing them. Whether
+    /// the medium can do that; if not, nothing was changed.
+    ///
+    /// Not durable before [`MediumFile::sync_data`].
+    ///
+    /// # Errors
+    ///
+    /// Any part of the room may be taken. [`io::ErrorKind::StorageFull`] on a full disk.
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        let _ = len;
+        Ok(false)
     }
 
     /// Length in bytes.

@@ -391,6 +391,13 @@ impl MediumFile for SimulatedFile {
         machine.write(self.node, chunks, offset)
     }
 
+    /// As if they were written: what has room taken and was never written reads as zeros either way.
+    fn allocate(&self, len: u64) -> io::Result<bool> {
+        let zeros = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        self.write_all_at(&[&zeros], 0)?;
+        Ok(true)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let mut machine = self.medium.enter()?;
         let fate = machine.begin_sync();

@@ -138,7 +138,7 @@ impl Running {
         let appended = match self.log.appender.append(&[entry], time) {
             Err(AppendError::NoSegmentReady) => {
                 let len = self.log.appender.spare_wanted().unwrap();
-                run(&mut self.log, &Job::PrepareSpare { len, stays_in_memory: true });
+                run(&mut self.log, &Job::PrepareSpare { len, in_haste: false });
                 self.log.appender.append(&[entry], time).unwrap()
             }
             other => other.unwrap(),

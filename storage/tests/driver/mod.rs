@@ -319,10 +319,11 @@ impl Driver {
     }
 
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
+        // Now this, now that.
+        let in_haste = self.model.entries.len() % 2 == 1;
         let life = self.life();
         if let Some(len) = life.log.appender.spare_wanted()
-            && let JobOutcome::Spare(spare) =
-                life.log.housekeeping.run(&Job::PrepareSpare { len, stays_in_memory: true })?
+            && let JobOutcome::Spare(spare) = life.log.housekeeping.run(&Job::PrepareSpare { len, in_haste })?
         {
             life.log.appender.put_spare(spare);
         }
