@@ -72,13 +72,16 @@ impl Staging {
         })
     }
 
-    /// A counting sort by slot.
+    /// A counting sort by slot, unless hardly two records are of one stream.
     fn put_in_order(&mut self) {
+        let slots = self.records.iter().map(|record| record.slot + 1).max().unwrap_or(0);
+        if self.records.len() < slots / 4 {
+            self.order.clone_from(&self.records);
+            return;
+        }
         self.by_slot.clear();
+        self.by_slot.resize(slots, 0);
         for record in &self.records {
-            if self.by_slot.len() <= record.slot {
-                self.by_slot.resize(record.slot + 1, 0);
-            }
             if let Some(count) = self.by_slot.get_mut(record.slot) {
                 *count += 1;
             }
@@ -123,6 +126,17 @@ mod tests {
             staging.clear();
             assert!(staging.is_empty() && staging.bodies().next().is_none());
         }
+    }
+
+    #[test]
+    fn few_records_of_many_streams_are_not_sorted() {
+        let mut staging = Staging::default();
+        for (slot, value) in [(70_000, b"a"), (9, b"b"), (70_000, b"c")] {
+            staging.put(slot, Body::Value(value));
+        }
+        let gone: Vec<_> = staging.bodies().map(|(slot, body)| (slot, body.to_vec())).collect();
+        assert_eq!(gone, [(70_000, b"\0a".to_vec()), (9, b"\0b".to_vec()), (70_000, b"\0c".to_vec())]);
+        assert!(staging.by_slot.is_empty(), "nothing is counted for each of 70,000");
     }
 
     #[test]
