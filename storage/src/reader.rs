@@ -19,8 +19,10 @@ use crate::scan::{Scan, Scanned};
 use crate::segment::{ENTRIES_AT, file_offset, segment_name};
 use crate::segment_files::{KnownSegment, OpenSegment, ReadError, SegmentFiles};
 
-/// One read takes this many bytes, unless a single entry is larger.
-const BLOCK_BYTES: usize = 256 * 1_024;
+/// One read takes about this many bytes at most, unless a single entry is larger.
+const BLOCK_BYTES: u64 = 256 * 1_024;
+/// An entry's header with what it covers, at most.
+const HEADER_BYTES_MAX: usize = ENTRY_HEADER_LEN + entry::HEAD_BYTES_MAX + crate::fact::FACTS_BYTES_MAX;
 /// Footers kept in memory.
 const FOOTERS_MAX: usize = 16;
 
@@ -181,16 +183,17 @@ impl ColdReader {
                 .map_or(end, |next| next.position)
                 .min(point.position.saturating_add(POINT_SPACING_BYTES))
                 .min(end);
+            block.reach = reach(points, found.bytes_max.saturating_sub(found.bytes));
             let mut at = point.position;
             while at < until {
-                match block.entry(&open, at, end)? {
+                match block.entry(&open, at, end, plan.subject)? {
                     Some((header, payload)) => {
                         at = header.end();
                         found.take(plan, &header, payload);
                     }
                     None => {
                         at = read_past_damage(&open, at, until, plan, found)?;
-                        block = Block::default();
+                        block = Block { reach: block.reach, ..Block::default() };
                     }
                 }
             }
@@ -263,6 +266,17 @@ impl ColdReader {
     }
 }
 
+/// How far from the first point on there may be something of the stream, as far as one read goes: its entries begin close
+/// behind points. Of a stream that is one of a thousand that is a sixteenth of a block. No further than for the `wanted`
+/// bytes: what is read beyond is read again by the next one.
+fn reach(points: &VecDeque<Point>, wanted: usize) -> u64 {
+    let Some(first) = points.front() else { return 0 };
+    let ahead = points.iter().map(|point| point.position.saturating_sub(first.position));
+    let most = BLOCK_BYTES.min(wanted as u64);
+    let last = ahead.take_while(|ahead| *ahead < most).last().unwrap_or(0);
+    last + POINT_SPACING_BYTES + HEADER_BYTES_MAX as u64
+}
+
 /// The outcomes of one read.
 struct Found {
     outcomes: Vec<ReadOutcome>,
@@ -314,29 +328,34 @@ impl Found {
 struct Block {
     position: u64,
     bytes: Bytes,
+    /// How far a read goes beyond what is needed: there may be more of the stream.
+    reach: u64,
 }
 
 impl Block {
-    /// The entry at a position: its header, and its payload unless that is damaged. `None` if no valid header stands
-    /// there.
+    /// The entry at a position: its header, and its payload if it holds records of `subject` that are not damaged. `None` if
+    /// no valid header stands there.
     fn entry(
         &mut self,
         open: &OpenSegment,
         position: u64,
         end: u64,
+        subject: u64,
     ) -> Result<Option<(EntryHeader, Option<Bytes>)>, ReadError> {
-        self.load(open, position, BLOCK_BYTES, ENTRY_HEADER_LEN, end)?;
-        let mut wanted = ENTRY_HEADER_LEN + entry::HEAD_BYTES_MAX + crate::fact::FACTS_BYTES_MAX;
+        let mut wanted = HEADER_BYTES_MAX;
         loop {
-            self.load(open, position, wanted, wanted, end)?;
+            self.load(open, position, wanted, end)?;
             let bytes = self.from(position);
             let Ok(head) = entry::decode_head(bytes, &open.header.salt, HeadPlace::Front) else { return Ok(None) };
             let header = head.header;
             if header.position != position || header.end() > end {
                 return Ok(None);
             }
+            if header.kind != EntryKind::Records || header.subject != subject {
+                return Ok(Some((header, None)));
+            }
             let payload_end = (header.payload_at() + u64::from(header.payload_len)) as usize;
-            if header.kind == EntryKind::Records && bytes.len() < payload_end && wanted < payload_end {
+            if bytes.len() < payload_end && wanted < payload_end {
                 wanted = payload_end;
                 continue;
             }
@@ -352,21 +371,14 @@ impl Block {
         self.bytes.get((position - self.position) as usize..).unwrap_or_default()
     }
 
-    /// Makes at least `needed` bytes from `position` on available, if the log has them; reads `block` at once.
-    fn load(
-        &mut self,
-        open: &OpenSegment,
-        position: u64,
-        block: usize,
-        needed: usize,
-        end: u64,
-    ) -> Result<(), ReadError> {
+    /// Makes at least `needed` bytes from `position` on available, if the log has them.
+    fn load(&mut self, open: &OpenSegment, position: u64, needed: usize, end: u64) -> Result<(), ReadError> {
         let available = (end - position).min(needed as u64);
         let have = self.position + self.bytes.len() as u64;
         if position >= self.position && position + available <= have {
             return Ok(());
         }
-        let len = (end - position).min(block.max(BLOCK_BYTES) as u64) as usize;
+        let len = (end - position).min(self.reach.max(needed as u64)) as usize;
         let mut bytes = BytesMut::zeroed(len);
         let offset = file_offset(open.header.base, position);
         let mut filled = 0;
@@ -380,7 +392,7 @@ impl Block {
             }
         }
         bytes.truncate(filled);
-        *self = Self { position, bytes: bytes.freeze() };
+        *self = Self { position, bytes: bytes.freeze(), reach: self.reach };
         Ok(())
     }
 }
