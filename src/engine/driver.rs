@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidelog_protocol::{ErrorCode, WireError};
-use tidelog_storage::{GroupBytes, Job, JobOutcome, Sabotage, Sabotages};
+use tidelog_storage::{GroupBytes, Job, JobOutcome, Pace, Sabotage, Sabotages};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
@@ -27,6 +27,8 @@ const GROUP_BYTES: usize = 1 << 20;
 /// A log that fills its files faster than this gets files whose room is only taken: zeroing them would keep disk and processor
 /// busy about as much as the log itself does.
 const HASTE_BYTES_PER_SECOND: f64 = 256e6;
+/// One that fills them more slowly than this can wait for the next, even on a disk that is slow to sync.
+const LEISURE_BYTES_PER_SECOND: f64 = 32e6;
 
 /// A lone batch up to this size waits for the disk's answer more than for its bytes.
 const LONE_BYTES: usize = 16 << 10;
@@ -206,8 +208,8 @@ impl Driver {
         if let Some(len) = engine.sequencer.borrow().log().spare_wanted() {
             self.is_preparing = true;
             let before = self.prepared.replace((Instant::now(), len));
-            let in_haste = before.is_some_and(|(at, len)| fills_in_haste(len, at.elapsed()));
-            self.housekeeping.run(Job::PrepareSpare { len, in_haste });
+            let pace = before.map_or(Pace::Ordinary, |(at, len)| pace(len, at.elapsed()));
+            self.housekeeping.run(Job::PrepareSpare { len, pace });
         }
     }
 
@@ -296,7 +298,7 @@ impl Driver {
 
     /// Tries again later; until then `is_preparing` keeps a second try from starting.
     fn retry_supply(&mut self, job: &Job) {
-        let Job::PrepareSpare { len, in_haste } = *job else { return };
+        let Job::PrepareSpare { len, pace } = *job else { return };
         let jobs = self.housekeeping.jobs();
         let wait = self.supply_retry;
         self.supply_retry = (wait * 2).min(SUPPLY_RETRY_MAX);
@@ -304,7 +306,7 @@ impl Driver {
             tokio::time::sleep(wait).await;
             // The reserve first: it is small, and what helps most.
             jobs.send(Job::FillReserve);
-            jobs.send(Job::PrepareSpare { len, in_haste });
+            jobs.send(Job::PrepareSpare { len, pace });
         });
     }
 
@@ -323,9 +325,13 @@ impl Driver {
     }
 }
 
-/// Whether a log that has filled so many bytes in this time is in haste.
-fn fills_in_haste(len: u64, took: Duration) -> bool {
-    len as f64 > HASTE_BYTES_PER_SECOND * took.as_secs_f64()
+/// The pace of a log that has filled so many bytes in this time.
+fn pace(len: u64, took: Duration) -> Pace {
+    match len as f64 {
+        bytes if bytes > HASTE_BYTES_PER_SECOND * took.as_secs_f64() => Pace::Haste,
+        bytes if bytes < LEISURE_BYTES_PER_SECOND * took.as_secs_f64() => Pace::Leisure,
+        _ => Pace::Ordinary,
+    }
 }
 
 #[cfg(test)]
@@ -333,11 +339,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_is_in_haste_that_fills_a_file_as_fast_as_one_can_be_zeroed() {
-        for (mib, ms, is_in_haste) in
-            [(64, 200, true), (64, 300, false), (1, 1, true), (1, 1_000, false), (64, 0, true)]
-        {
-            assert_eq!(fills_in_haste(mib << 20, Duration::from_millis(ms)), is_in_haste, "{mib} MiB in {ms} ms");
+    fn the_next_file_is_made_at_the_pace_at_which_the_log_fills_them() {
+        for (mib, ms, expected) in [
+            (64, 0, Pace::Haste),
+            (64, 200, Pace::Haste),
+            (1, 1, Pace::Haste),
+            (64, 300, Pace::Ordinary),
+            (64, 2_000, Pace::Ordinary),
+            (64, 2_200, Pace::Leisure),
+            (1, 1_000, Pace::Leisure),
+        ] {
+            assert_eq!(pace(mib << 20, Duration::from_millis(ms)), expected, "{mib} MiB in {ms} ms");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidelog_storage::medium::{Medium, MemoryMedium};
 use tidelog_storage::{
-    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, ReadOutcome, ReplayTime, Replayed, open,
+    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, ReplayTime, Replayed, open,
 };
 
 const TIME: ReplayTime = ReplayTime { wall_ms: 1_000, log_ms: 1 };
@@ -100,7 +100,7 @@ fn what_was_committed_is_read_back_across_segments_and_restarts() {
             let payload = payload(1_000, offset as u8);
             if let Some(len) = log.appender.spare_wanted() {
                 let JobOutcome::Spare(spare) =
-                    log.housekeeping.run(&Job::PrepareSpare { len, in_haste: false }).unwrap()
+                    log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Ordinary }).unwrap()
                 else {
                     panic!("no spare")
                 };

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_storage::medium::{DiskMedium, Medium};
-use tidelog_storage::{EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, ReplayTime, Replayed, open};
+use tidelog_storage::{
+    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReplayTime, Replayed, open,
+};
 
 const TIME: ReplayTime = ReplayTime { wall_ms: 1_000, log_ms: 1 };
 const SEGMENT_BYTES: u64 = 4 << 20;
@@ -42,9 +44,9 @@ fn opened(folder: &Path) -> (OpenedLog, Vec<usize>) {
 }
 
 /// Gives the length of the file, if one was wanted.
-fn put_spare(log: &mut OpenedLog, in_haste: bool) -> Option<u64> {
+fn put_spare(log: &mut OpenedLog, pace: Pace) -> Option<u64> {
     let len = log.appender.spare_wanted()?;
-    let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, in_haste }).unwrap() else {
+    let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, pace }).unwrap() else {
         panic!("no spare")
     };
     log.appender.put_spare(spare);
@@ -78,12 +80,12 @@ fn written_bytes() -> u64 {
 }
 
 /// What the disk has to write for some segments full of large groups.
-fn cost_of_segments(in_haste: bool) -> u64 {
+fn cost_of_segments(pace: Pace) -> u64 {
     // Beside the build, where a disk is.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (mut log, _) = opened(folder.path());
     // The first file is the start's.
-    put_spare(&mut log, in_haste);
+    put_spare(&mut log, pace);
     let mut offset = 0;
     while log.appender.spare_wanted().is_none() {
         commit(&mut log, LARGE, offset);
@@ -91,7 +93,7 @@ fn cost_of_segments(in_haste: bool) -> u64 {
     }
     let before = written_bytes();
     for offset in offset..offset + GROUPS {
-        put_spare(&mut log, in_haste);
+        put_spare(&mut log, pace);
         commit(&mut log, LARGE, offset);
     }
     written_bytes() - before
@@ -102,7 +104,7 @@ fn the_disk_writes_a_log_in_haste_once() {
     let probe = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let can = rustix::fs::fallocate(&probe, rustix::fs::FallocateFlags::empty(), 0, 4_096).is_ok();
     let content = GROUPS * LARGE as u64;
-    let (in_haste, zeroed) = (cost_of_segments(true), cost_of_segments(false));
+    let (in_haste, zeroed) = (cost_of_segments(Pace::Haste), cost_of_segments(Pace::Ordinary));
     assert!(zeroed > content / 2 * 3, "{zeroed} bytes for {content}: files were zeroed ahead");
     assert!(!can || in_haste < content / 4 * 5, "{in_haste} bytes for {content}");
 }
@@ -115,7 +117,7 @@ fn small_and_large_groups_in_room_that_was_only_taken_are_there_after_a_restart(
     let (mut sent, mut longest) = (Vec::new(), SEGMENT_BYTES);
     // Over some segments, the ends of which no group fits exactly.
     for offset in 0..300 {
-        longest = longest.max(put_spare(&mut log, true).unwrap_or(0));
+        longest = longest.max(put_spare(&mut log, Pace::Haste).unwrap_or(0));
         let len = if offset % 5 == 0 { LARGE } else { SMALL };
         commit(&mut log, len, offset);
         sent.push(len + 4);

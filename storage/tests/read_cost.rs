@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tidelog_storage::medium::{DiskMedium, Medium};
 use tidelog_storage::{
-    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, ReadOutcome, ReplayTime, open,
+    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, ReplayTime, open,
 };
 
 const TIME: ReplayTime = ReplayTime { wall_ms: 1_000, log_ms: 1 };
@@ -30,7 +30,7 @@ fn filled(folder: &Path, streams: u64, batches: u64, len: usize) -> OpenedLog {
         for stream in 0..streams {
             if let Some(len) = log.appender.spare_wanted()
                 && let JobOutcome::Spare(spare) =
-                    log.housekeeping.run(&Job::PrepareSpare { len, in_haste: true }).unwrap()
+                    log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Haste }).unwrap()
             {
                 log.appender.put_spare(spare);
             }

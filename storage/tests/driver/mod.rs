@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tidelog_storage::medium::{Medium, SimulatedMedium, read_exact_at};
 use tidelog_storage::{
     AppendError, Entropy, EntryKind, FactKind, Facts, Group, Job, JobOutcome, LogOptions, NewEntry, OpenError,
-    OpenedLog, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Room, Sabotage, open,
+    OpenedLog, Pace, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Room, Sabotage, open,
 };
 
 use self::model::{Entry, Expected, Model, OwnedFact};
@@ -320,10 +320,10 @@ impl Driver {
 
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
         // Now this, now that.
-        let in_haste = self.model.entries.len() % 2 == 1;
+        let pace = [Pace::Leisure, Pace::Ordinary, Pace::Haste][self.model.entries.len() % 3];
         let life = self.life();
         if let Some(len) = life.log.appender.spare_wanted()
-            && let JobOutcome::Spare(spare) = life.log.housekeeping.run(&Job::PrepareSpare { len, in_haste })?
+            && let JobOutcome::Spare(spare) = life.log.housekeeping.run(&Job::PrepareSpare { len, pace })?
         {
             life.log.appender.put_spare(spare);
         }
