@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tidelog_protocol::{BATCH_HEADER_LEN, StreamId};
 use tidelog_storage::medium::{DiskMedium, Medium};
 use tidelog_storage::{
-    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, ReadPlan, ReplayTime,
+    EntryKind, Facts, FillPace, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, ReadOutcome, ReadPlan, ReplayTime,
     Sealed, open,
 };
 
@@ -85,7 +85,7 @@ impl DiskLog {
     /// What no answer waits for: the next segment's file, footers, the ends of full segments.
     pub(crate) fn keep_house(&mut self) {
         if let Some(len) = self.log.appender.spare_wanted() {
-            self.run(&Job::PrepareSpare { len, pace: Pace::Ordinary });
+            self.run(&Job::PrepareSpare { len, pace: FillPace::Ordinary });
         }
         for sealed in std::mem::take(&mut self.sealed) {
             self.run(&Job::TrimSegment { number: sealed.number, file_len: sealed.file_len });

@@ -16,7 +16,8 @@ use tidelog_protocol::{
 };
 use tidelog_storage::medium::{Medium, MemoryMedium};
 use tidelog_storage::{
-    Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, OpenedLog, Pace, ReplayTime, Sabotages, Writer, open,
+    FillPace, Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, OpenedLog, ReplayTime, Sabotages, Writer,
+    open,
 };
 use tokio::sync::oneshot;
 
@@ -167,7 +168,7 @@ impl Rig {
     /// Makes a file for the next segment, if one is wanted.
     pub(crate) fn supply(&mut self) {
         if let Some(len) = self.sequencer.log().spare_wanted() {
-            self.run(&Job::PrepareSpare { len, pace: Pace::Ordinary });
+            self.run(&Job::PrepareSpare { len, pace: FillPace::Ordinary });
         }
     }
 

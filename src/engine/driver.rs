@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidelog_protocol::{ErrorCode, WireError};
-use tidelog_storage::{GroupBytes, Job, JobOutcome, Pace, Sabotage, Sabotages};
+use tidelog_storage::{FillPace, GroupBytes, Job, JobOutcome, Sabotage, Sabotages};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
@@ -208,7 +208,7 @@ impl Driver {
         if let Some(len) = engine.sequencer.borrow().log().spare_wanted() {
             self.is_preparing = true;
             let before = self.prepared.replace((Instant::now(), len));
-            let pace = before.map_or(Pace::Ordinary, |(at, len)| pace(len, at.elapsed()));
+            let pace = before.map_or(FillPace::Ordinary, |(at, len)| pace(len, at.elapsed()));
             self.housekeeping.run(Job::PrepareSpare { len, pace });
         }
     }
@@ -326,11 +326,11 @@ impl Driver {
 }
 
 /// The pace of a log that has filled so many bytes in this time.
-fn pace(len: u64, took: Duration) -> Pace {
+fn pace(len: u64, took: Duration) -> FillPace {
     match len as f64 {
-        bytes if bytes > HASTE_BYTES_PER_SECOND * took.as_secs_f64() => Pace::Haste,
-        bytes if bytes < LEISURE_BYTES_PER_SECOND * took.as_secs_f64() => Pace::Leisure,
-        _ => Pace::Ordinary,
+        bytes if bytes > HASTE_BYTES_PER_SECOND * took.as_secs_f64() => FillPace::Haste,
+        bytes if bytes < LEISURE_BYTES_PER_SECOND * took.as_secs_f64() => FillPace::Leisure,
+        _ => FillPace::Ordinary,
     }
 }
 
@@ -341,13 +341,13 @@ mod tests {
     #[test]
     fn the_next_file_is_made_at_the_pace_at_which_the_log_fills_them() {
         for (mib, ms, expected) in [
-            (64, 0, Pace::Haste),
-            (64, 200, Pace::Haste),
-            (1, 1, Pace::Haste),
-            (64, 300, Pace::Ordinary),
-            (64, 2_000, Pace::Ordinary),
-            (64, 2_200, Pace::Leisure),
-            (1, 1_000, Pace::Leisure),
+            (64, 0, FillPace::Haste),
+            (64, 200, FillPace::Haste),
+            (1, 1, FillPace::Haste),
+            (64, 300, FillPace::Ordinary),
+            (64, 2_000, FillPace::Ordinary),
+            (64, 2_200, FillPace::Leisure),
+            (1, 1_000, FillPace::Leisure),
         ] {
             assert_eq!(pace(mib << 20, Duration::from_millis(ms)), expected, "{mib} MiB in {ms} ms");
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tidelog_storage::medium::{DiskMedium, Medium};
 use tidelog_storage::{
-    Entropy, EntryKind, Fact, FactKind, Facts, Group, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace,
+    Entropy, EntryKind, Fact, FactKind, Facts, FillPace, Group, Job, JobOutcome, LogOptions, NewEntry, OpenedLog,
     ReplayTime, entry_len, open,
 };
 
@@ -175,7 +175,8 @@ impl Story {
     /// Goes on in a new segment, long before this one is full.
     fn roll(&mut self, log: &mut OpenedLog) -> Outcome<()> {
         let len = log.appender.spare_wanted().ok_or("a spare is there")?;
-        let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Ordinary })? else {
+        let JobOutcome::Spare(spare) = log.housekeeping.run(&Job::PrepareSpare { len, pace: FillPace::Ordinary })?
+        else {
             return Err("no spare was made".into());
         };
         log.appender.put_spare(spare);

@@ -49,7 +49,7 @@ impl Spare {
 
 /// How fast the log fills its files, and so how the next one is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
+pub enum FillPace {
     /// There is all the time in the world: the log's own syncs come first.
     Leisure,
     /// Nothing is known, or nothing special.
@@ -67,7 +67,7 @@ pub enum Job {
         /// Bytes of the file.
         len: u64,
         /// How fast it will be needed.
-        pace: Pace,
+        pace: FillPace,
     },
     /// Write a sealed segment's index beside it.
     WriteFooter(Arc<SegmentIndex>),
@@ -158,7 +158,7 @@ impl Housekeeping {
         }
     }
 
-    fn prepare_spare(&mut self, len: u64, pace: Pace) -> io::Result<Spare> {
+    fn prepare_spare(&mut self, len: u64, pace: FillPace) -> io::Result<Spare> {
         let name = self.spare_name()?;
         let (file, is_written) = make_file(self.medium.as_ref(), &name, len, pace)?;
         Ok(Spare { name, file, len, is_written })
@@ -256,11 +256,11 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 
 /// Makes a file of `len` zeros, synced, its name too; removes it again if that fails.
 pub(crate) fn zeroed_file(medium: &dyn Medium, name: &str, len: u64) -> io::Result<Arc<dyn MediumFile>> {
-    make_file(medium, name, len, Pace::Ordinary).map(|(file, _)| file)
+    make_file(medium, name, len, FillPace::Ordinary).map(|(file, _)| file)
 }
 
 /// Makes a file of `len` zeros, synced, its name too, and says whether they were written; removes it again if that fails.
-fn make_file(medium: &dyn Medium, name: &str, len: u64, pace: Pace) -> io::Result<(Arc<dyn MediumFile>, bool)> {
+fn make_file(medium: &dyn Medium, name: &str, len: u64, pace: FillPace) -> io::Result<(Arc<dyn MediumFile>, bool)> {
     let file = medium.create(name)?;
     let filled = fill(file.as_ref(), len, pace).and_then(|is_written| {
         medium.sync_directory()?;
@@ -277,10 +277,10 @@ fn make_file(medium: &dyn Medium, name: &str, len: u64, pace: Pace) -> io::Resul
 }
 
 /// Whether it was filled by writing.
-fn fill(file: &dyn MediumFile, len: u64, pace: Pace) -> io::Result<bool> {
+fn fill(file: &dyn MediumFile, len: u64, pace: FillPace) -> io::Result<bool> {
     // Real zeros where there is time for them: a sync of what goes where nothing was written yet costs a commit of the file
     // system's journal (measured on ext4: 0.3 ms instead of 0.07-0.18 for up to 256 KiB, 0.7 instead of 0.4 for 1 MiB).
-    if pace == Pace::Haste {
+    if pace == FillPace::Haste {
         match file.allocate(len) {
             Ok(true) => return file.sync_data().map(|()| false),
             Err(error) if is_full(&error) => return Err(error),
@@ -288,7 +288,7 @@ fn fill(file: &dyn MediumFile, len: u64, pace: Pace) -> io::Result<bool> {
             Ok(false) | Err(_) => {}
         }
     }
-    let step_bytes = if pace == Pace::Leisure { ZERO_STEP_BYTES_AT_LEISURE } else { ZERO_STEP_BYTES };
+    let step_bytes = if pace == FillPace::Leisure { ZERO_STEP_BYTES_AT_LEISURE } else { ZERO_STEP_BYTES };
     write_zeros(file, len, step_bytes)?;
     Ok(true)
 }

@@ -53,7 +53,7 @@ pub use entry::{ENTRY_HEADER_LEN, EntryHead, EntryHeader, EntryKind, PAYLOAD_BYT
 pub use error::OpenError;
 pub use fact::{FACTS_BYTES_MAX, Fact, FactKind, Facts, FactsTooLong};
 pub use group::{Group, GroupBytes};
-pub use housekeeping::{Housekeeping, Job, JobOutcome, Pace, Spare};
+pub use housekeeping::{FillPace, Housekeeping, Job, JobOutcome, Spare};
 pub use index::{Index, SegmentIndex};
 pub use measure::measure_syncs;
 pub use options::{LogOptions, ReplayTime};

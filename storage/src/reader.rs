@@ -328,7 +328,7 @@ impl Found {
 struct Block {
     position: u64,
     bytes: Bytes,
-    /// How far a read goes beyond what is needed: there may be more of the stream.
+    /// So many bytes a read takes, unless more are needed: as far as there may be more of the stream.
     reach: u64,
 }
 

@@ -11,7 +11,7 @@ use crate::appender::{AppendError, NewEntry};
 use crate::error::OpenError;
 use crate::fact::{Fact, Facts};
 use crate::folder::Folder;
-use crate::housekeeping::{Job, JobOutcome, Pace};
+use crate::housekeeping::{FillPace, Job, JobOutcome};
 use crate::medium::Medium;
 use crate::recovery::{self, OpenedLog};
 use crate::report::Replayed;
@@ -298,7 +298,7 @@ impl<'l> FactAppender<'l> {
             return Err(failed(io::Error::other("no segment fits")));
         };
         if let JobOutcome::Spare(spare) =
-            self.log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Ordinary }).map_err(failed)?
+            self.log.housekeeping.run(&Job::PrepareSpare { len, pace: FillPace::Ordinary }).map_err(failed)?
         {
             self.log.appender.put_spare(spare);
         }

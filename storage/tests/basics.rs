@@ -6,31 +6,13 @@ use std::sync::Arc;
 
 use tidelog_storage::medium::{Medium, MemoryMedium};
 use tidelog_storage::{
-    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, ReplayTime, Replayed, open,
+    EntryKind, Facts, FillPace, Job, JobOutcome, LogOptions, OpenedLog, ReadOutcome, ReplayTime, Replayed, open,
 };
 
+mod log_kit;
+use log_kit::{payload, put_spare, records};
+
 const TIME: ReplayTime = ReplayTime { wall_ms: 1_000, log_ms: 1 };
-
-fn payload(len: usize, fill: u8) -> Vec<u8> {
-    let body = vec![fill; len];
-    let mut payload = crc32fast::hash(&body).to_le_bytes().to_vec();
-    payload.extend(body);
-    payload
-}
-
-fn records<'a>(subject: u64, base_offset: u64, facts: &'a Facts, payload: &'a [u8]) -> NewEntry<'a> {
-    NewEntry {
-        kind: EntryKind::Records,
-        subject,
-        base_offset,
-        span: 1,
-        skip: 0,
-        owner: [9; 16],
-        facts,
-        payload,
-        head_len: 8,
-    }
-}
 
 fn open_and_count(medium: &Arc<dyn Medium>) -> (OpenedLog, Vec<(u64, u64)>) {
     let mut seen = Vec::new();
@@ -98,14 +80,7 @@ fn what_was_committed_is_read_back_across_segments_and_restarts() {
             let subject = 5 + count % 3;
             let offset = written.iter().filter(|(of, _)| *of == subject).count() as u64;
             let payload = payload(1_000, offset as u8);
-            if let Some(len) = log.appender.spare_wanted() {
-                let JobOutcome::Spare(spare) =
-                    log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Ordinary }).unwrap()
-                else {
-                    panic!("no spare")
-                };
-                log.appender.put_spare(spare);
-            }
+            put_spare(&mut log, FillPace::Ordinary);
             log.appender.append(&[records(subject, offset, &facts, &payload)], TIME).unwrap();
             written.push((subject, offset));
             if count % 7 == 0 {

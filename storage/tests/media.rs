@@ -13,7 +13,9 @@ use tidelog_storage::medium::{
 };
 
 mod media_kit;
+mod thread_io;
 use media_kit::{content, durable_file, names, read_all};
+use thread_io::thread_io;
 
 /// Runs a check on each medium, with a second medium on the same folder.
 fn on_every_medium(check: impl Fn(&dyn Medium, &dyn Medium)) {
@@ -100,22 +102,15 @@ fn room_that_is_taken_reads_as_zeros_and_is_written_to_like_any_other() {
     });
 }
 
-/// What this thread has made the system read from a disk (`read_bytes`) or will make it write (`write_bytes`).
-fn disk_bytes(what: &str) -> u64 {
-    let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
-    let line = counts.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": ")).unwrap();
-    line.parse().unwrap()
-}
-
 #[test]
 fn room_on_a_disk_is_taken_without_writing_it() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let medium = DiskMedium::open(folder.path()).unwrap();
     let file = medium.create("a").unwrap();
-    let before = disk_bytes("write_bytes");
+    let before = thread_io("write_bytes");
     if file.allocate(4 << 20).unwrap() {
         file.sync_data().unwrap();
-        let written = disk_bytes("write_bytes") - before;
+        let written = thread_io("write_bytes") - before;
         assert!(written < 256 << 10, "{written} bytes were written");
         // And it is there: nobody else can have it.
         assert!(fs::metadata(folder.path().join("a")).unwrap().blocks() * 512 >= 4 << 20);
@@ -133,14 +128,14 @@ fn an_append_among_zeros_that_are_not_in_memory_reads_nothing_from_the_disk() {
     // As if others had needed the memory.
     let other = fs::File::open(folder.path().join("a")).unwrap();
     fadvise(&other, 0, NonZeroU64::new(64 << 10), Advice::DontNeed).unwrap();
-    let before = disk_bytes("read_bytes");
+    let before = thread_io("read_bytes");
     // Each ends in a page that nothing of is in memory, and begins in one that the last has left there.
     for number in 0..20 {
         file.append_at(&[&[1; 3_000]], number * 3_000).unwrap();
         file.sync_data().unwrap();
     }
     // Some page of the file system's own may have to be read, but not one for each of the fifteen begun.
-    let read = disk_bytes("read_bytes") - before;
+    let read = thread_io("read_bytes") - before;
     assert!(read <= 3 * 4_096, "{read} bytes were read");
 }
 

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed test may panic")]
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_storage::medium::{DiskMedium, Medium};
-use tidelog_storage::{
-    EntryKind, Facts, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, ReplayTime, open,
-};
+use tidelog_storage::{Facts, FillPace, LogOptions, OpenedLog, ReadOutcome, ReplayTime, open};
+
+mod log_kit;
+mod thread_io;
+use log_kit::{payload, put_spare, records};
+use thread_io::thread_io;
 
 const TIME: ReplayTime = ReplayTime { wall_ms: 1_000, log_ms: 1 };
 /// Where a stream is one of many, what stands this far behind one of its entries is looked through for others.
@@ -23,29 +25,12 @@ fn subject(stream: u64) -> u64 {
 fn filled(folder: &Path, streams: u64, batches: u64, len: usize) -> OpenedLog {
     let medium: Arc<dyn Medium> = Arc::new(DiskMedium::open(folder).unwrap());
     let mut log = open(&medium, &LogOptions::default(), 5_000, &mut |_| {}).unwrap();
-    let body = vec![7; len - 4];
-    let payload = [crc32fast::hash(&body).to_le_bytes().as_slice(), &body].concat();
+    let payload = payload(len - 4, 7);
     let facts = Facts::default();
     for offset in 0..batches {
         for stream in 0..streams {
-            if let Some(len) = log.appender.spare_wanted()
-                && let JobOutcome::Spare(spare) =
-                    log.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Haste }).unwrap()
-            {
-                log.appender.put_spare(spare);
-            }
-            let entry = NewEntry {
-                kind: EntryKind::Records,
-                subject: subject(stream),
-                base_offset: offset,
-                span: 1,
-                skip: 0,
-                owner: [9; 16],
-                facts: &facts,
-                payload: &payload,
-                head_len: 8,
-            };
-            log.appender.append(&[entry], TIME).unwrap();
+            put_spare(&mut log, FillPace::Haste);
+            log.appender.append(&[records(subject(stream), offset, &facts, &payload)], TIME).unwrap();
         }
         while let Some(mut group) = log.appender.take_group() {
             log.durable = log.writer.commit(&mut group).unwrap().end;
@@ -54,16 +39,10 @@ fn filled(folder: &Path, streams: u64, batches: u64, len: usize) -> OpenedLog {
     log
 }
 
-/// Bytes that this thread has asked files for.
-fn asked_bytes() -> u64 {
-    let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
-    counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
-}
-
 /// Bytes that a whole stream takes from the files, read as a subscription reads it; and how many batches came.
 fn cost_of(log: &mut OpenedLog, stream: u64) -> (u64, u64) {
     let mut next = 0;
-    let before = asked_bytes();
+    let before = thread_io("rchar");
     while let Some(mut plan) = log.appender.index().plan(subject(stream), next) {
         let found = next;
         while !plan.is_used_up() {
@@ -77,7 +56,7 @@ fn cost_of(log: &mut OpenedLog, stream: u64) -> (u64, u64) {
             break;
         }
     }
-    (asked_bytes() - before, next)
+    (thread_io("rchar") - before, next)
 }
 
 #[test]

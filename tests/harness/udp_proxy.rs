@@ -467,6 +467,7 @@ async fn weather<Sending>(
         Some(delay) => {
             let sending = send(datagram);
             tokio::task::spawn_local(async move {
+                // The delay is what the network does to it.
                 tokio::time::sleep(delay).await;
                 sending.await;
             });

@@ -14,8 +14,8 @@ use tidelog_protocol::{
 };
 use tidelog_storage::medium::{Medium, MediumFile, SimulatedMedium, read_exact_at};
 use tidelog_storage::{
-    Entropy, EntryMark, Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, MemoryCheckpoints, OpenError,
-    Pace, ReadOutcome, RecoveryReport, Sabotage, Sabotages, Writer, open_from,
+    Entropy, EntryMark, FillPace, Group, GroupBytes, Housekeeping, Job, JobOutcome, LogOptions, MemoryCheckpoints,
+    OpenError, ReadOutcome, RecoveryReport, Sabotage, Sabotages, Writer, open_from,
 };
 use tokio::sync::oneshot;
 
@@ -402,7 +402,8 @@ impl Rig {
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
         let life = self.life();
         if let Some(len) = life.sequencer.log().spare_wanted()
-            && let JobOutcome::Spare(spare) = life.housekeeping.run(&Job::PrepareSpare { len, pace: Pace::Ordinary })?
+            && let JobOutcome::Spare(spare) =
+                life.housekeeping.run(&Job::PrepareSpare { len, pace: FillPace::Ordinary })?
         {
             life.sequencer.log_mut().put_spare(spare);
             life.sequencer.set_supply(Supply::Coming);

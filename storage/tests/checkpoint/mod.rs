@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tidelog_storage::medium::{DiskMedium, Medium, SimulatedRng};
 use tidelog_storage::{
     AppendError, CheckpointFate, CheckpointPairs, CheckpointSave, CheckpointStore, DiskCheckpoints, EntryKind,
-    EntryMark, Facts, Fold, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, Pace, ReadOutcome, RecoveryReport,
+    EntryMark, Facts, FillPace, Fold, Job, JobOutcome, LogOptions, NewEntry, OpenedLog, ReadOutcome, RecoveryReport,
     Replayed, Stamp, open, open_from,
 };
 
@@ -138,7 +138,7 @@ impl Running {
         let appended = match self.log.appender.append(&[entry], time) {
             Err(AppendError::NoSegmentReady) => {
                 let len = self.log.appender.spare_wanted().unwrap();
-                run(&mut self.log, &Job::PrepareSpare { len, pace: Pace::Ordinary });
+                run(&mut self.log, &Job::PrepareSpare { len, pace: FillPace::Ordinary });
                 self.log.appender.append(&[entry], time).unwrap()
             }
             other => other.unwrap(),

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use tidelog_storage::medium::{Medium, SimulatedMedium, read_exact_at};
 use tidelog_storage::{
-    AppendError, Entropy, EntryKind, FactKind, Facts, Group, Job, JobOutcome, LogOptions, NewEntry, OpenError,
-    OpenedLog, Pace, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Room, Sabotage, open,
+    AppendError, Entropy, EntryKind, FactKind, Facts, FillPace, Group, Job, JobOutcome, LogOptions, NewEntry,
+    OpenError, OpenedLog, Poisoned, ReadOutcome, RecoveryReport, ReplayTime, Replayed, Room, Sabotage, open,
 };
 
 use self::model::{Entry, Expected, Model, OwnedFact};
@@ -320,7 +320,7 @@ impl Driver {
 
     pub(crate) fn prepare_spare(&mut self) -> std::io::Result<()> {
         // Now this, now that.
-        let pace = [Pace::Leisure, Pace::Ordinary, Pace::Haste][self.model.entries.len() % 3];
+        let pace = [FillPace::Leisure, FillPace::Ordinary, FillPace::Haste][self.model.entries.len() % 3];
         let life = self.life();
         if let Some(len) = life.log.appender.spare_wanted()
             && let JobOutcome::Spare(spare) = life.log.housekeeping.run(&Job::PrepareSpare { len, pace })?
